@@ -1,0 +1,28 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("flightllm", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("flightllm")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real checkpoints and texts, outside the repository."""
+    folder = os.environ.get("FLIGHTLLM_TEST_DATA")
+    if not folder:
+        pytest.skip("FLIGHTLLM_TEST_DATA does not name a folder of real checkpoints")
+    path = Path(folder).resolve()
+    if not (path / "models" / "stories260k" / "config.json").is_file():
+        pytest.skip(f"FLIGHTLLM_TEST_DATA={folder} holds no models/stories260k")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories(test_data: Path) -> Path:
+    """The stories260k Hugging Face folder."""
+    return test_data / "models" / "stories260k"
