@@ -1,10 +1,16 @@
 """Fixtures that every test may use."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Helpers that several test files import by name (`from random_quantized import random_model`).
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 settings.register_profile("flightllm", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("flightllm")
@@ -26,3 +32,11 @@ def test_data() -> Path:
 def stories(test_data: Path) -> Path:
     """The stories260k Hugging Face folder."""
     return test_data / "models" / "stories260k"
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., Any]:
+    """Make a random QuantModel: `random_model(seed, **options)`, see support/random_quantized.py."""
+    import random_quantized
+
+    return random_quantized.random_model
