@@ -1,0 +1,1 @@
+"""The bit-exact simulator: the living definition of the instruction set."""
