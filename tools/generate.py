@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Output path -> "module:function"; the function takes nothing and returns the whole file as str.
 GENERATED: dict[str, str] = {
     "docs/README.md": "docs_index:page",
+    "spec/sfu_tables.py": "flightllm.spec.make_sfu_tables:page",
 }
 
 
