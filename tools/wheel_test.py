@@ -70,7 +70,9 @@ def main() -> int:
             [str(binaries / "flightllm"), "boards"],
             [str(binaries / "python"), "-c", BOARD_IMPORTS],
         ):
-            subprocess.run(command, check=True, cwd=folder)
+            if status := subprocess.run(command, cwd=folder).returncode:
+                print(f"status {status} from: {' '.join(command[:4])}", file=sys.stderr)
+                return 1
     return 0
 
 
