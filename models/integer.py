@@ -63,7 +63,7 @@ class IntegerCache:
         self._scales[kind, layer, self.length : end] = scales
 
     def heads(self, kind: int, layer: int, end: int) -> tuple[Tensor, Tensor]:
-        """The first `end` tokens by head: levels [kv_heads, end, head_dim], scales [kv_heads, end]."""
+        """The first `end` tokens: levels [kv_heads, end, head_dim], scales [kv_heads, end]."""
         levels = self._levels[kind, layer, :end].transpose(0, 1)
         return levels, self._scales[kind, layer, :end].transpose(0, 1)
 
@@ -141,7 +141,7 @@ class IntegerModel:
         Raises
         ------
         InputError
-            For no ids, an id outside the vocabulary, or more tokens than the model's maximum length.
+            For no ids, an id outside the vocabulary, or more tokens than the maximum length.
         """
         cache = IntegerCache(self.model) if cache is None else cache
         self._check(ids, cache.length)
@@ -197,13 +197,14 @@ class IntegerModel:
         if self.model.cos is None or self.model.sin is None:
             return x
         at = slice(start, start + x.shape[0])
-        return ops.rope(x, torch.from_numpy(self.model.cos[at]), torch.from_numpy(self.model.sin[at]))
+        cos, sin = (torch.from_numpy(table[at]) for table in (self.model.cos, self.model.sin))
+        return ops.rope(x, cos, sin)
 
     def _attention_block(self, i: int, x: Tensor, cache: IntegerCache, look: Observer) -> Tensor:
         model, layer = self.model, self._layers[i]
         normed = self._norm(x, layer.attn_norm)
         q, k, v = (
-            part(normed).unflatten(-1, (heads, model.head_dim))
+            part(normed).view(-1, heads, model.head_dim)
             for part, heads in (
                 (layer.q, model.heads), (layer.k, model.kv_heads), (layer.v, model.kv_heads)
             )
@@ -234,20 +235,20 @@ class IntegerModel:
         """Attention of queries [T, heads, head_dim] at positions from `start`: [T, heads * hd]."""
         model = self.model
         tokens, end = q.shape[0], start + q.shape[0]
-        split = (model.kv_heads, model.heads // model.kv_heads)
-        # [kv_heads, queries that share the head, T, ...]
-        q = q.unflatten(1, split).permute(1, 2, 0, 3)
-        q_scale = q_scale.unflatten(1, split).permute(1, 2, 0)
+        split = (tokens, model.kv_heads, model.heads // model.kv_heads)
+        # A KV head's queries, [kv_heads, heads that share it, T, ...], meet it in one product.
+        q = q.reshape(*split, -1).permute(1, 2, 0, 3).flatten(1, 2)
+        q_scale = q_scale.reshape(split).permute(1, 2, 0).flatten(1)
         (k, k_scale), (v, v_scale) = (cache.heads(kind, i, end) for kind in (0, 1))
         position = torch.arange(start, end)[:, None]
         key = torch.arange(end)
         valid = key <= position
         if model.window is not None:
             valid &= key > position - model.window
-        score = ops.scores(q.flatten(1, 2), q_scale.flatten(1), k, k_scale).unflatten(1, (-1, tokens))
+        score = ops.scores(q, q_scale, k, k_scale).view(model.kv_heads, -1, tokens, end)
         prob, scale = ops.softmax_prob(score, v_scale[:, None, None, :], valid)
-        out = ops.int_linear(prob.flatten(1, 2), v, scale.flatten(1))
-        return out.unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1)
+        out: Tensor = ops.int_linear(prob.flatten(1, 2), v, scale.flatten(1))
+        return out.view(model.heads, tokens, model.head_dim).transpose(0, 1).flatten(1)
 
     def _mlp_block(self, layer: _Layer, x: Tensor) -> Tensor:
         normed = self._norm(x, layer.mlp_norm)

@@ -2,9 +2,9 @@
 
 Nothing of the arithmetic is shared with `flightllm.spec.numerics` or the simulators (only the
 coefficients of the table functions are data of both), so that equality of the two means something.
-All functions work on any number of tokens at once and give the same bits whatever the batch: integer
-sums are exact in any order, everything else is elementwise, and the two float32 sums (over weight
-groups and REDUCE) run in their written order.
+All functions work on any number of tokens at once and give the same bits whatever the batch:
+integer sums are exact in any order, everything else is elementwise, and the two float32 sums (over
+weight groups and REDUCE) run in their written order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flightllm.spec import sfu_tables
@@ -20,6 +21,7 @@ from flightllm.spec.quant import QuantTensor
 
 __all__ = [
     "GroupedWeight",
+    "accumulate",
     "activation",
     "add",
     "exp",
@@ -104,7 +106,7 @@ def reduce(v: Tensor) -> Tensor:
     """REDUCE over the last axis: float32 [..., n] to [...]."""
     rounds = max(1, -(-v.shape[-1] // 256))
     v = torch.nn.functional.pad(v, (0, rounds * 256 - v.shape[-1]))
-    blocks = _pairs(v.unflatten(-1, (rounds, 16, 16)))
+    blocks = _pairs(v.reshape(*v.shape[:-1], rounds, 16, 16))
     total = torch.zeros_like(blocks[..., 0, :])
     for b in range(rounds):
         total = add(total, blocks[..., b, :])
@@ -114,7 +116,7 @@ def reduce(v: Tensor) -> Tensor:
 # --- table functions ---
 
 
-def _columns(table: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> tuple[Tensor, ...]:
+def _columns(table: NDArray[np.float32]) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.ascontiguousarray(table[:, j])) for j in range(3))
 
 
@@ -247,7 +249,7 @@ class GroupedWeight:
         if weight.minima is not None and weight.mask is not None:
             self.mask = self._grouped(weight.mask.astype(np.int8))
 
-    def _grouped(self, matrix: np.ndarray[tuple[int, ...], np.dtype[np.int8]]) -> Tensor:
+    def _grouped(self, matrix: NDArray[np.int8]) -> Tensor:
         groups = -(-self.columns // self.group)
         wide = np.zeros((self.rows, groups * self.group), np.int8)
         wide[:, : self.columns] = matrix
@@ -256,7 +258,7 @@ class GroupedWeight:
         return tensor.to(torch.float32) if tensor.numel() <= HELD_WEIGHTS else tensor
 
     @staticmethod
-    def _per_group(values: np.ndarray[tuple[int, ...], np.dtype[np.float16]]) -> Tensor:
+    def _per_group(values: NDArray[np.float16]) -> Tensor:
         return torch.from_numpy(values.astype(np.float32).T[:, None, :].copy())
 
 
@@ -299,9 +301,10 @@ def linear(
     by_group = padded.view(x.shape[0], groups, weight.group).transpose(0, 1)
     levels = weight.levels.to(torch.float32)
     mask = None if weight.mask is None else weight.mask.to(torch.float32)
-    tokens = max(1, LINEAR_CHUNK // (groups * weight.rows))
+    step = max(1, LINEAR_CHUNK // (groups * weight.rows))
     parts = [
-        accumulate(_group_sums(part, weight, levels, mask)) for part in by_group.split(tokens, 1)
+        accumulate(_group_sums(by_group[:, first : first + step], weight, levels, mask))
+        for first in range(0, x.shape[0], step)
     ]
     y = mul(torch.cat(parts), scale[:, None])
     return y if addend is None else add(y, addend)

@@ -36,7 +36,7 @@ def stories(test_data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def random_model() -> Callable[..., Any]:
-    """Make a random QuantModel: `random_model(seed, **options)`, see support/random_quantized.py."""
+    """`random_model(seed, **options)` makes a QuantModel: see support/random_quantized.py."""
     import random_quantized
 
     return random_quantized.random_model

@@ -57,7 +57,7 @@ def random_mask(
     """
     blocks = -(-columns // 16)
     keys = rng.random((rows, blocks, 16))
-    keys[:, -1, columns - 16 * (blocks - 1) :] = 2.0  # behind the last column: never among the first
+    keys[:, -1, columns - 16 * (blocks - 1) :] = 2.0  # no such column: sorts last
     if not private:
         keys[1::2] = keys[0::2][: rows // 2]
     order = np.argsort(np.argsort(keys, axis=-1), axis=-1)
@@ -173,7 +173,7 @@ def random_model(
     def gain() -> NDArray[np.float32]:
         return rng.normal(1, 0.2, dim).astype(np.float32)
 
-    form = dict(kept=kept, private=private, minima=minima, zeros=zeros, table=table)
+    form = {"kept": kept, "private": private, "minima": minima, "zeros": zeros, "table": table}
     widths = (bits,) * layers if isinstance(bits, int) else bits
     sizes = {
         "q": (heads * head_dim, dim), "k": (kv_heads * head_dim, dim),
