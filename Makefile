@@ -11,7 +11,7 @@ DEMO_TOKENS ?= 48
 WORKERS ?= 2
 
 # Two test processes share two cores: one thread each in the numeric libraries.
-export OMP_NUM_THREADS ?= 1
+test test-slow: export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test check generated generate status test-slow bench wheel-test clean
 .DELETE_ON_ERROR:
