@@ -134,7 +134,6 @@ def test_pictures_are_well_formed() -> None:
         assert root.find("{http://www.w3.org/2000/svg}title") is not None, f"{picture}: no title"
 
 
-@pytest.mark.slow
 def test_wheel_from_sdist_holds_everything(tmp_path: Path) -> None:
     sdist, wheel = build(tmp_path)
     with tarfile.open(sdist) as archive:

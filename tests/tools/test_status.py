@@ -30,6 +30,14 @@ def test_feature_without_tests_is_planned() -> None:
     assert status.state(PATTERNS, {"tests.elsewhere.test_x": "passed"}) == "planned"
 
 
+def test_each_pattern_needs_a_test() -> None:
+    patterns = ("tests.a.*", "tests.b.*")
+    assert status.state(patterns, {"tests.a.x": "passed"}) == "partly"
+    assert status.state(patterns, {"tests.a.x": "passed", "tests.b.x": "passed"}) == "works"
+    assert status.state(patterns, {"tests.a.x": "passed", "tests.b.x": "skipped"}) == "not run"
+    assert status.state(patterns, {"tests.a.x": "failed"}) == "fails"
+
+
 def test_one_failure_among_passes_shows() -> None:
     results = {NAME + "1": "passed", NAME + "2": "failed", NAME + "3": "skipped"}
     assert status.state(PATTERNS, results) == "fails"
