@@ -1,0 +1,180 @@
+"""Checkpoints: every file format behind one set of canonical tensor names, read lazily.
+
+`open_checkpoint` recognises what it is given and checks every tensor's shape and type against the
+model's configuration before anything is computed. Canonical names are those of
+`config.tensor_shapes`; matrices are [out, in], RoPE rows in the order of transformers (the two
+halves of a head form the pairs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flightllm.models.config import ModelConfig, tensor_shapes
+from flightllm.spec.errors import InputError
+
+__all__ = ["Checkpoint", "Codes", "open_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A matrix as a checkpoint stores it: W[r, k] = levels[r, k] * scales[r, k // group].
+
+    Members
+    -------
+    levels : int8 [rows, columns]. scales : float32 [rows, columns // group].
+    """
+
+    levels: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    group: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's configuration and the means to read each of its tensors.
+
+    Members
+    -------
+    config : what the model is.
+    readers : one function per canonical tensor, which reads it; empty for a shape without weights.
+    source : what was opened, for messages and reports.
+    folder : where it lies (and where its tokeniser is looked for), or None.
+    code_readers : the same for matrices that the checkpoint stores quantised.
+    """
+
+    config: ModelConfig
+    readers: Mapping[str, Callable[[], torch.Tensor]] = field(repr=False)
+    source: str
+    folder: Path | None = None
+    code_readers: Mapping[str, Callable[[], Codes]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_tensors(
+        cls, config: ModelConfig, tensors: Mapping[str, torch.Tensor], source: str = "memory"
+    ) -> Checkpoint:
+        """A checkpoint of tensors already in memory, under canonical names.
+
+        Raises
+        ------
+        InputError : when one is missing or its shape is not the configuration's.
+        """
+        readers: dict[str, Callable[[], torch.Tensor]] = {}
+        for name, shape in tensor_shapes(config).items():
+            if name not in tensors:
+                raise InputError(f"{source}: tensor {name!r} is missing, expected {list(shape)}")
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape:
+                raise InputError(
+                    f"{source}: tensor {name!r} has shape {list(tensor.shape)}, expected"
+                    f" {list(shape)}"
+                )
+            readers[name] = _constant(tensor)
+        return cls(config, readers, source)
+
+    @property
+    def shape_only(self) -> bool:
+        """Whether this is a shape without weights (a zoo entry)."""
+        return not self.readers
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of the model's tensors, in data-flow order; a tied head is not listed."""
+        return tuple(tensor_shapes(self.config))
+
+    def has(self, name: str) -> bool:
+        """Whether `tensor(name)` gives a tensor."""
+        return name in self.readers or (
+            name == "head.weight" and self.config.tied and not self.shape_only
+        )
+
+    def _source_name(self, name: str) -> str:
+        if self.shape_only:
+            raise InputError(
+                f"{self.source} is a shape without weights: give a folder or file that holds them"
+            )
+        name = "embed" if name == "head.weight" and self.config.tied else name
+        if name not in self.readers:
+            raise InputError(f"{self.source}: the model has no tensor {name!r}")
+        return name
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor; a tied "head.weight" is the embedding.
+
+        Returns
+        -------
+        The tensor in the type it is stored in (float32, float16 or bfloat16), a view of the mapped
+        file where the format allows it: do not write to it.
+
+        Raises
+        ------
+        InputError : for a shape without weights or a name the model does not have.
+        """
+        return self.readers[self._source_name(name)]()
+
+    def codes(self, name: str) -> Codes | None:
+        """A matrix's own levels and scales where the checkpoint is quantised, else None."""
+        reader = self.code_readers.get(self._source_name(name))
+        return None if reader is None else reader()
+
+
+def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: tensor
+
+
+def open_checkpoint(model: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder, a llama2.c file or a zoo entry.
+
+    Parameters
+    ----------
+    model : a folder with config.json, a .bin file of llama2.c, or a name of `zoo.names()`; a name
+        wins over a folder of that name ("./demo" means the folder).
+
+    Raises
+    ------
+    InputError : when there is no such thing, or its tensors are not what its configuration says.
+    """
+    from flightllm.models import zoo
+
+    text = str(model)
+    if isinstance(model, str) and text in zoo.names():
+        return _open_zoo(text)
+    path = Path(model)
+    if path.is_dir():
+        from flightllm.models.hf import read_folder
+
+        config, readers = read_folder(path)
+        return Checkpoint(config, readers, text, path)
+    if path.is_file():
+        return _open_file(path)
+    raise InputError(
+        f"{text}: there is no such folder or file, nor a model of that name"
+        f" (known names: {', '.join(zoo.names())})"
+    )
+
+
+def _open_zoo(name: str) -> Checkpoint:
+    from flightllm.models import zoo
+
+    folder = zoo.weights_folder(name)
+    if folder is None:
+        return Checkpoint(zoo.shape(name), {}, name)
+    return replace(open_checkpoint(folder), source=name)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    from flightllm.models.llama2c import open_llama2c
+
+    config, arrays, codes = open_llama2c(path)
+    readers = {name: _as_tensor(read) for name, read in arrays.items()}
+    return Checkpoint(config, readers, str(path), path.parent, codes)
+
+
+def _as_tensor(read: Callable[[], NDArray[np.float32]]) -> Callable[[], torch.Tensor]:
+    return lambda: torch.from_numpy(read())
