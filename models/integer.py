@@ -206,7 +206,9 @@ class IntegerModel:
         q, k, v = (
             part(normed).view(-1, heads, model.head_dim)
             for part, heads in (
-                (layer.q, model.heads), (layer.k, model.kv_heads), (layer.v, model.kv_heads)
+                (layer.q, model.heads),
+                (layer.k, model.kv_heads),
+                (layer.v, model.kv_heads),
             )
         )
         q, k = self._rotate(q, cache.length), self._rotate(k, cache.length)
@@ -214,10 +216,12 @@ class IntegerModel:
         cache.put(0, i, *ops.head_quant(k, model.kv_bits))
         cache.put(1, i, *ops.head_quant(v, model.kv_bits))
         levels, scales = ops.query_quant(q)
-        attended = torch.cat([
-            self._attend(levels[part], scales[part], cache, i, cache.length + part.start)
-            for part in self._chunks(x.shape[0], cache.length)
-        ])
+        attended = torch.cat(
+            [
+                self._attend(levels[part], scales[part], cache, i, cache.length + part.start)
+                for part in self._chunks(x.shape[0], cache.length)
+            ]
+        )
         look(f"layers.{i}.attention", attended)
         return layer.o.onto(x, ops.quantise(attended))
 

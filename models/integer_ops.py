@@ -279,9 +279,7 @@ def _group_sums(x: Tensor, weight: GroupedWeight, levels: Tensor, mask: Tensor |
     return terms
 
 
-def linear(
-    x: Tensor, scale: Tensor, weight: GroupedWeight, addend: Tensor | None = None
-) -> Tensor:
+def linear(x: Tensor, scale: Tensor, weight: GroupedWeight, addend: Tensor | None = None) -> Tensor:
     """y = W x by groups.
 
     Parameters

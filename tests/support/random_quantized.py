@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "minima": {"minima": True},
     "minima-opt": {"minima": True, "activation": "relu", "rope": False, "biases": True},
     "zeros": {"zeros": True, "bits": 5},
-    "zeros-minima": {"zeros": True, "minima": True, "bits": 7, "group": 64},
+    "zeros-7bit": {"zeros": True, "bits": 7, "group": 64},
     "table4": {"table": True, "bits": 4},
     "table3-sparse": {"table": True, "bits": 3, "kept": 4, "ffn_dim": 176},
     "table2-minima": {"table": True, "bits": 2, "minima": True},
@@ -82,8 +82,11 @@ def random_tensor(
     """A random QuantTensor whose weights have a standard deviation near `size`.
 
     Every code of the width occurs with equal chance. `size` is columns^-0.5 unless given (times
-    the root of 16 / kept): products of unit vectors then have unit size.
+    the root of 16 / kept): products of unit vectors then have unit size. Zero points go with
+    neither a table nor minima.
     """
+    if zeros and (bits == 8 or table or minima):
+        raise ValueError("zeros: a zero point needs a plain code of up to 7 bits, without minima")
     shape = (rows, -(-columns // group))
     spread = rng.uniform(0.5, 1.5, shape)
     offsets: NDArray[np.int8] | None = None
@@ -94,8 +97,6 @@ def random_tensor(
         levels_of = tuple(int(v) for v in np.sort(np.append(chosen, 0)))
         levels = np.array(levels_of)[rng.integers(0, len(levels_of), (rows, columns))]
     elif zeros:
-        if bits == 8:
-            raise ValueError("zeros: a zero point needs a code of up to 7 bits")
         offsets = rng.integers(0, 2**bits, shape).astype(np.int8)
         codes = rng.integers(0, 2**bits, (rows, columns))
         levels = codes - np.repeat(offsets, group, axis=1)[:, :columns].astype(np.int64)
@@ -176,15 +177,20 @@ def random_model(
     form = {"kept": kept, "private": private, "minima": minima, "zeros": zeros, "table": table}
     widths = (bits,) * layers if isinstance(bits, int) else bits
     sizes = {
-        "q": (heads * head_dim, dim), "k": (kv_heads * head_dim, dim),
-        "v": (kv_heads * head_dim, dim), "o": (dim, heads * head_dim),
-        "gate": (ffn_dim, dim), "up": (ffn_dim, dim), "down": (dim, ffn_dim),
+        "q": (heads * head_dim, dim),
+        "k": (kv_heads * head_dim, dim),
+        "v": (kv_heads * head_dim, dim),
+        "o": (dim, heads * head_dim),
+        "gate": (ffn_dim, dim),
+        "up": (ffn_dim, dim),
+        "down": (dim, ffn_dim),
     }
     made = []
     for width in widths:
         parts: dict[str, Any] = {
             name: projection(name, *size, width, **form)
-            for name, size in sizes.items() if gated or name != "gate"
+            for name, size in sizes.items()
+            if gated or name != "gate"
         }
         made.append(
             QuantLayer(attn_norm=gain(), mlp_norm=gain(), gate=parts.pop("gate", None), **parts)
@@ -192,9 +198,22 @@ def random_model(
     cos, sin = _rope_tables(max_length, head_dim) if rope else (None, None)
     positions = None if rope else rng.normal(0, 0.5, (max_length, dim)).astype(np.float16)
     return QuantModel(
-        dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim, ffn_dim=ffn_dim, vocab=vocab,
-        max_length=max_length, norm_eps=norm_eps, activation=activation, kv_bits=kv_bits,
-        window=window, embed=rng.normal(0, 1, (vocab, dim)).astype(np.float16),
-        positions=positions, cos=cos, sin=sin, layers=tuple(made), final_norm=gain(),
+        dim=dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_dim=ffn_dim,
+        vocab=vocab,
+        max_length=max_length,
+        norm_eps=norm_eps,
+        activation=activation,
+        kv_bits=kv_bits,
+        window=window,
+        embed=rng.normal(0, 1, (vocab, dim)).astype(np.float16),
+        positions=positions,
+        cos=cos,
+        sin=sin,
+        layers=tuple(made),
+        final_norm=gain(),
         head=projection("head", vocab, dim, head_bits),
     )
