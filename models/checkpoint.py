@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 
 from flightllm.models.config import ModelConfig, tensor_shapes
 from flightllm.spec.errors import InputError
+
+if TYPE_CHECKING:
+    from flightllm.models.llama2c import Llama2cFile
 
 __all__ = ["Checkpoint", "Codes", "open_checkpoint"]
 
@@ -169,12 +173,32 @@ def _open_zoo(name: str) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    from flightllm.models.llama2c import open_llama2c
+    from flightllm.models.llama2c import Llama2cFile
 
-    config, arrays, codes = open_llama2c(path)
-    readers = {name: _as_tensor(read) for name, read in arrays.items()}
-    return Checkpoint(config, readers, str(path), path.parent, codes)
+    try:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"PK"
+        if zipped or path.suffix != ".bin":
+            raise InputError(
+                f"{path}: is no llama2.c model; of a Hugging Face model give the folder"
+            )
+        file = Llama2cFile(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    readers = {name: _tensor_reader(file, name) for name in file.names}
+    codes = {
+        name: _codes_reader(read, file.header.group)
+        for name in file.names
+        if (read := file.codes_reader(name)) is not None
+    }
+    return Checkpoint(file.header.config, readers, str(path), path.parent, codes)
 
 
-def _as_tensor(read: Callable[[], NDArray[np.float32]]) -> Callable[[], torch.Tensor]:
-    return lambda: torch.from_numpy(read())
+def _tensor_reader(file: Llama2cFile, name: str) -> Callable[[], torch.Tensor]:
+    return lambda: torch.from_numpy(file.read(name))
+
+
+def _codes_reader(
+    read: Callable[[], tuple[NDArray[np.int8], NDArray[np.float32]]], group: int
+) -> Callable[[], Codes]:
+    return lambda: Codes(*read(), group)

@@ -172,7 +172,7 @@ class FloatModel:
         # [B, heads, T, head_dim]
         query, key, value = (
             self._linear(f"{path}.{part}", h, observe)
-            .unflatten(-1, (-1, config.head_dim))
+            .view(*x.shape[:2], -1, config.head_dim)
             .transpose(1, 2)
             for part in ("q", "k", "v")
         )

@@ -24,7 +24,7 @@ def _llama3(rope: RopeConfig, frequencies: F64) -> F64:
     assert rope.original_length is not None
     rotations = rope.original_length * frequencies / (2 * math.pi)
     span = rope.high_freq_factor - rope.low_freq_factor
-    kept = np.clip((rotations - rope.low_freq_factor) / span, 0.0, 1.0)
+    kept: F64 = np.clip((rotations - rope.low_freq_factor) / span, 0.0, 1.0)
     return frequencies * (kept + (1 - kept) / rope.factor)
 
 

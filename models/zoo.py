@@ -1,4 +1,4 @@
-"""Models known by name: `demo` ships with weights, the others are shapes from public configurations.
+"""Models known by name: `demo` with its weights, the others as shapes from public configurations.
 
 A shape compiles to instructions and estimates without any download; the weights come from a
 Hugging Face folder of the same model.
