@@ -1,0 +1,211 @@
+"""Semaphores: which instruction waits for which, from what they touch.
+
+Units work in order, tokens are counted, so a wait must meet the release it was paired with. Pairs
+(producer p on unit U, consumer c on unit V) are made in program order and only when V does not
+already know that p is done, which makes them monotone in both units: the n-th wait meets the n-th
+release. A loop is closed in itself: dependencies from one iteration to the next are primed by
+releases before it and drained by waits after it; what enters and leaves it passes through one nop
+a unit on each side. Nops that turn out to have nothing to say are dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from flightllm.compiler.ir import Access, Loop, Step
+from flightllm.spec.encoding import Op
+from flightllm.spec.isa import Unit, by_name
+
+__all__ = ["synchronise"]
+
+
+@dataclass
+class _Node:
+    """A step on its way to an instruction. `closed`: part of a finished inner loop."""
+
+    op: Op
+    accesses: tuple[Access, ...] = ()
+    waits: set[Unit] = field(default_factory=set)
+    releases: set[Unit] = field(default_factory=set)
+    closed: bool = False
+    consumes: bool = True
+    produces: bool = True
+    optional: bool = False
+    leaves: bool = False
+
+    @property
+    def unit(self) -> Unit:
+        return self.op.kind.unit
+
+    @property
+    def tracked(self) -> bool:
+        """Takes part in the pairing of the block it stands in."""
+        return not self.closed and not self.op.kind.scalar
+
+    def finish(self) -> Op:
+        return dataclasses.replace(
+            self.op, wait=frozenset(self.waits), release=frozenset(self.releases)
+        )
+
+
+@dataclass
+class _Past:
+    """An access that later ones may conflict with.
+
+    `node`, `index`, `turn` say whom to wait for; `made` is the turn in which the access happened.
+    """
+
+    access: Access
+    unit: Unit
+    index: int
+    node: _Node
+    turn: int
+    made: int
+
+
+class _Tracker:
+    """Pairs of one straight line of nodes (which may be walked more than once)."""
+
+    def __init__(self) -> None:
+        self.count: Counter[Unit] = Counter()
+        self.known: dict[Unit, Counter[Unit]] = {unit: Counter() for unit in Unit}
+        self.learned: dict[tuple[Unit, int], Counter[Unit]] = {}
+        self.history: list[_Past] = []
+
+    def visit(self, node: _Node, turn: int, loop: str | None) -> list[tuple[_Node, int]]:
+        """Advance over `node`; the producers it must wait for, with the turn they ran in."""
+        unit = node.unit
+        self.count[unit] += 1
+        index, known = self.count[unit], self.known[unit]
+        pairs = []
+        for past in self._needed(node, turn, loop) if node.consumes else ():
+            if past.index <= known[past.unit]:
+                continue  # learned through another unit meanwhile
+            known[past.unit] = past.index
+            for third, seen in self.learned[past.unit, past.index].items():
+                if third != unit:
+                    known[third] = max(known[third], seen)
+            pairs.append((past.node, past.turn))
+        self.learned[unit, index] = Counter(known)
+        if node.leaves:
+            self._pass_through(node, index, turn)
+        if node.produces:
+            self._remember(node, index, turn)
+        return pairs
+
+    def _needed(self, node: _Node, turn: int, loop: str | None) -> list[_Past]:
+        """The latest conflicting access of each other unit that is not known to be done."""
+        latest: dict[Unit, _Past] = {}
+        for past in self.history:
+            best = latest.get(past.unit)
+            if past.unit == node.unit or past.index <= self.known[node.unit][past.unit]:
+                continue
+            if best and best.index >= past.index:
+                continue
+            if any(_ordered(past.access, a, past.made != turn, loop) for a in node.accesses):
+                latest[past.unit] = past
+        return [latest[unit] for unit in sorted(latest)]
+
+    def _pass_through(self, node: _Node, index: int, turn: int) -> None:
+        """Behind a loop, whoever waits for something older waits for the loop's end: a token that
+        was released before the loop would be taken by a wait inside it."""
+        for past in self.history:
+            if past.unit == node.unit:
+                past.node, past.index, past.turn = node, index, turn
+
+    def _remember(self, node: _Node, index: int, turn: int) -> None:
+        for access in node.accesses:
+            self.history = [
+                past
+                for past in self.history
+                if past.unit != node.unit or past.access != access
+            ]
+            self.history.append(_Past(access, node.unit, index, node, turn, turn))
+
+
+def _ordered(before: Access, after: Access, carried: bool, loop: str | None) -> bool:
+    if carried and loop in before.apart and loop in after.apart:
+        return False
+    return before.conflicts(after)
+
+
+def _nop(unit: Unit) -> Op:
+    return Op(by_name(f"{unit.name.lower()}.nop"))
+
+
+def _close(loop: Loop) -> list[_Node]:
+    """A loop as nodes: entry nops, primes, the loop, drains, exit nops."""
+    body = _flatten(loop.body)
+    tracker = _Tracker()
+    tracked = [node for node in body if node.tracked]
+    for node in tracked:
+        tracker.visit(node, 0, loop.name)
+    carried: Counter[tuple[Unit, Unit]] = Counter()
+    for node in tracked:
+        for producer, turn in tracker.visit(node, 1, loop.name):
+            node.waits.add(producer.unit)
+            producer.releases.add(node.unit)
+            if turn == 0:
+                carried[producer.unit, node.unit] += 1
+    _check_order(tracked)
+    touched = _touched(tracked)
+    entry = [
+        _Node(_nop(unit), acc, produces=False, optional=True) for unit, acc in touched.items()
+    ]
+    leave = [
+        _Node(_nop(unit), acc, consumes=False, optional=True, leaves=True) for unit, acc in touched.items()
+    ]
+    primes = [
+        _Node(_nop(owner), releases={unit}, closed=True)
+        for (owner, unit), times in sorted(carried.items())
+        for _ in range(times)
+    ]
+    drains = [
+        _Node(_nop(unit), waits={owner}, closed=True)
+        for (owner, unit), times in sorted(carried.items())
+        for _ in range(times)
+    ]
+    for node in body:
+        node.closed = True
+    start = _Node(Op.make("sys.loop", count=loop.count), closed=True)
+    end = _Node(Op.make("sys.end"), closed=True)
+    return [*entry, *primes, start, *body, end, *drains, *leave]
+
+
+def _touched(nodes: Iterable[_Node]) -> dict[Unit, tuple[Access, ...]]:
+    out: dict[Unit, dict[Access, None]] = {}
+    for node in nodes:
+        for access in node.accesses:
+            out.setdefault(node.unit, {})[access] = None
+    return {unit: tuple(accesses) for unit, accesses in sorted(out.items())}
+
+
+def _check_order(nodes: Sequence[_Node]) -> None:
+    """A node waits on a unit once and releases it once: the encoding has one bit for each."""
+    for node in nodes:
+        assert node.unit not in node.waits | node.releases, node.op
+
+
+def _flatten(block: Sequence[Step | Loop]) -> list[_Node]:
+    out: list[_Node] = []
+    for item in block:
+        if isinstance(item, Loop):
+            out += _close(item)
+        else:
+            out.append(_Node(item.op, item.accesses))
+    return out
+
+
+def synchronise(block: Sequence[Step | Loop]) -> list[Op]:
+    """The instructions of a program with loops in place and every wait and release bit set."""
+    nodes = _flatten(block)
+    tracker = _Tracker()
+    for node in nodes:
+        if node.tracked:
+            for producer, _ in tracker.visit(node, 0, None):
+                node.waits.add(producer.unit)
+                producer.releases.add(node.unit)
+    return [n.finish() for n in nodes if n.waits or n.releases or not n.optional]
