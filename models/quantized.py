@@ -1,4 +1,4 @@
-"""The quantised model: what the compiler's front end makes and its back end and the references read.
+"""The quantised model: what the front end makes, the back end and the references read.
 
 Everything that can be folded is folded: every norm is an RMSNorm (LayerNorm's mean is folded into
 the matrices that write the residual, its bias into the biases of those that read it), RoPE rotates

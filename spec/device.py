@@ -1,4 +1,4 @@
-"""The Device protocol: what the runtime asks of a simulator or a board, and host-side access to it."""
+"""The Device protocol: what the runtime asks of a simulator or a board, and host access."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ each section present as the format says and padded to 64 bytes. Three orders exi
 
 - *blocked* (weights): rows spread over channels in contiguous shares; inside a channel, for each
   block of 16 rows, for each group, for each pair.
-- *cyclic* (K): rows are tokens, one group a row; each 32 rows are one chunk, chunk b lies in channel
-  (b + start) mod channels at slot b // channels.
+- *cyclic* (K): rows are tokens, one group a row; each 32 rows are one chunk, chunk b lies in
+  channel (b + start) mod channels at slot b // channels.
 - *whole* (V): rows spread as for blocked; no header; for each 32-token block, for each pair.
 """
 
@@ -193,7 +193,8 @@ def stream_bytes(fmt: MatrixFormat, rows: int, kgroups: int, channels: int, firs
 
 def _cyclic_counts(rows: int, channels: int, first: int, start: int) -> list[int]:
     blocks = np.arange(first, first + -(-rows // BLOCK))
-    return np.bincount((blocks + start) % channels, minlength=channels).tolist()
+    counts: list[int] = np.bincount((blocks + start) % channels, minlength=channels).tolist()
+    return counts
 
 
 def matrix_bytes(fmt: MatrixFormat, rows: int, kgroups: int, channels: int) -> int:
@@ -261,7 +262,9 @@ def _order(rows: int, kgroups: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]
 def _sectioned(parts: Sequence[U8], sizes: Sequence[int]) -> U8:
     """Chunks [n, bytes] from their sections [n, any], each padded to its size, flattened."""
     padded = [
-        np.pad(part, ((0, 0), (0, size - part.shape[1]))) for part, size in zip(parts, sizes) if size
+        np.pad(part, ((0, 0), (0, size - part.shape[1])))
+        for part, size in zip(parts, sizes)
+        if size
     ]
     return np.concatenate(padded, axis=1).reshape(-1)
 
@@ -345,7 +348,7 @@ def _pack_share(fmt: MatrixFormat, codes: U8, scales: NDArray[np.float16],
         wide = second if second.dtype == np.float16 else second.astype(np.int16)
         parts.append(grouped(wide, 1).view(np.uint8).reshape(chunks, -1))
     if mask is not None:
-        keep = np.broadcast_to(grouped(mask, fmt.group), (chunks * PAIRS, 2, fmt.group)).copy()
+        keep = grouped(mask, fmt.group).astype(np.bool_)
         keep[len(pair) :].reshape(-1, 16)[:, : fmt.kept] = True
         if odd:  # the row that is not there keeps its partner's places
             keep[: len(pair)][pair == pair.max(), 1] = keep[: len(pair)][pair == pair.max(), 0]

@@ -5,7 +5,8 @@
     image.bin       the read-only memory segments (absent for a shape-only model)
 
 Every core sees the same addresses in each of its channels. A segment spans [base, base + size) of
-every channel of its core; a *spread* vector of n elements lies in the channels as `row_shares` says.
+every channel of its core; a *spread* vector of n elements lies in the channels as `row_shares`
+says.
 """
 
 from __future__ import annotations
@@ -203,7 +204,8 @@ def _write_image(program: Program, path: Path,
                  progress: Callable[[int, int], None] | None) -> list[Segment]:  # fmt: skip
     if program.shape_only:
         return program.segments
-    total = sum(s.size * program.config.channels[s.core] for s in program.segments if not s.writable)
+    channels = program.config.channels
+    total = sum(s.size * channels[s.core] for s in program.segments if not s.writable)
     done, out = 0, []
     with path.open("wb") as file:
         for segment in program.segments:

@@ -192,7 +192,8 @@ K scale and V scale (fp16) into the block's two header sections. Byte strobes, n
         codes1: distance of tokens in A
         codes2: distance of heads in A
         """), """\
-Appends V, transposed: code of row d goes to column pos % 32 of block pos // 32, by byte strobes."""),
+Appends V, transposed: code of row d goes to column pos % 32 of block pos // 32, by byte
+strobes."""),
     # ------------------------------------------------------------------------------------ MM, MV
     Instruction("mm.nop", Unit.MM, 0, (), "Does nothing but wait and release."),
     Instruction("mm.linear", Unit.MM, 1, _ops(f"""
@@ -309,7 +310,8 @@ fp16 with `half`.""", flags=("rope", "nibble", "half")),
         window: sliding window
         """), """\
 Softmax of each vector over the positions max(0, p - window + 1) .. p, p = pos + token; INT8
-probabilities times V scale, padded with 0 to a multiple of 32; factor = max V scale / 127 / sum."""),
+probabilities times V scale, padded with 0 to a multiple of 32;
+factor = max V scale / 127 / sum."""),
     Instruction("misc.act", Unit.MISC, 6, _ops("""
         a: F address
         a1: distance of rows
@@ -371,7 +373,7 @@ Runs the instructions up to the matching sys.end `count` times. Loops nest up to
 )  # fmt: skip
 
 _BY_NAME = {entry.name: entry for entry in INSTRUCTIONS}
-_BY_CODE = {(entry.unit, entry.function): entry for entry in INSTRUCTIONS}
+_BY_CODE = {(int(entry.unit), entry.function): entry for entry in INSTRUCTIONS}
 
 
 def by_name(name: str) -> Instruction:
@@ -381,7 +383,7 @@ def by_name(name: str) -> Instruction:
 
 def find(unit: int, function: int) -> Instruction:
     """The instruction with this encoding; InputError when there is none."""
-    entry = _BY_CODE.get((unit, function))  # type: ignore[call-overload]
+    entry = _BY_CODE.get((unit, function))
     if entry is None:
         raise InputError(f"opcode {unit} function {function} is no instruction")
     return entry

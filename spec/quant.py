@@ -1,4 +1,4 @@
-"""Quantised tensors as every stage passes them on: levels, scales and the format they are stored in."""
+"""Quantised tensors as every stage passes them on: levels, scales and how they are stored."""
 
 from __future__ import annotations
 
