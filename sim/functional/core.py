@@ -45,12 +45,12 @@ class Buffer(Generic[Item]):
         Raises
         ------
         VerifyError
-            When a count is below 1 or an element lies outside the buffer.
+            When a count is negative or an element lies outside the buffer.
         """
         low = high = at
         for count, stride in axes:
             if count < 1:
-                raise VerifyError(f"{self.name} at {at}: a count of {count} is not positive")
+                return self._nothing(at, axes)
             if stride >= 0:
                 high += (count - 1) * stride
             else:
@@ -64,6 +64,13 @@ class Buffer(Generic[Item]):
             [count for count, _ in axes], self._dtype, self.data, at * item,
             [stride * item for _, stride in axes],
         )  # fmt: skip
+
+    def _nothing(self, at: int, axes: tuple[tuple[int, int], ...]) -> NDArray[Item]:
+        """A view without elements, as a core has whose slice of a vector is empty."""
+        counts = [count for count, _ in axes]
+        if min(counts) < 0:
+            raise VerifyError(f"{self.name} at {at}: a count of {min(counts)} is negative")
+        return np.empty(counts, self._dtype)
 
 
 class CoreState:

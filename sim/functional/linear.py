@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flightllm.sim.functional.core import CoreState
-from flightllm.sim.functional.matrices import format_of
+from flightllm.sim.functional.matrices import Stream, format_of
 from flightllm.spec import numerics
 from flightllm.spec.errors import VerifyError
 from flightllm.spec.formats import MatrixFormat, Second, Unpacked
@@ -17,7 +17,7 @@ __all__ = ["mm_linear", "mv_linear"]
 
 Flags = frozenset[str]
 F32 = NDArray[np.float32]
-TABLE = 16
+TABLE_WORDS = 4
 
 
 def mm_linear(core: CoreState, flags: Flags, src: int, src1: int, src2: int, scale: int,
@@ -51,7 +51,10 @@ def _linear(core: CoreState, src: Sequence[int], scale: Sequence[int], dst: Sequ
     """Pop the matrix, multiply, write. `src`, `scale`, `dst`: address, stride 1, stride 2."""
     rows, kgroups, word, _, _ = wanted
     fmt = format_of(word)
-    matrix = _pop(core, wanted, _table(core, table) if fmt.table else None)
+    stream = _pop(core, wanted)
+    if rows == 0:
+        return
+    matrix = core.matrices.get(stream, _table(core, table) if fmt.table else None)
     columns = kgroups * fmt.group
     x = core.a.view(src[0], (n1, src[1]), (n2, src[2]), (columns, 1)).reshape(-1, columns)
     factor = core.f.view(scale[0], (n1, scale[1]), (n2, scale[2]))
@@ -65,7 +68,7 @@ def _linear(core: CoreState, src: Sequence[int], scale: Sequence[int], dst: Sequ
         core.note("F", values)
 
 
-def _pop(core: CoreState, wanted: tuple[int, ...], table: list[int] | None) -> Unpacked:
+def _pop(core: CoreState, wanted: tuple[int, ...]) -> Stream:
     """The matrix at the head of the FIFO, which must be the one that is wanted."""
     stream = core.fifo.popleft()
     found = (stream.rows, stream.kgroups, stream.word, stream.first, stream.start)
@@ -73,15 +76,15 @@ def _pop(core: CoreState, wanted: tuple[int, ...], table: list[int] | None) -> U
         names = ("rows", "kgroups", "fmt", "first", "start")
         name, have, want = next(t for t in zip(names, found, wanted) if t[1] != t[2])
         raise VerifyError(f"{name}: {want}, but the matrix in the weight FIFO has {have}")
-    return core.matrices.get(stream, table)
+    return stream
 
 
 def _table(core: CoreState, address: int) -> list[int]:
-    """The 16 levels of a code table, one in the low byte of each parameter word."""
-    if not 0 <= address <= len(core.params) - TABLE:
-        raise VerifyError(f"table: parameters {address} to {address + TABLE - 1} do not exist")
-    words = core.params[address : address + TABLE]
-    levels: list[int] = words.astype(np.uint8).view(np.int8).tolist()
+    """The 16 levels of a code table, four in each parameter word, the first in its low byte."""
+    if not 0 <= address <= len(core.params) - TABLE_WORDS:
+        raise VerifyError(f"table: parameter {address} of {len(core.params)} begins no code table")
+    words = core.params[address : address + TABLE_WORDS]
+    levels: list[int] = words.astype("<u4").view(np.int8).tolist()
     return levels
 
 

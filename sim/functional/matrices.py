@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flightllm.sim.functional.memory import CoreMemory, Region
+from flightllm.spec.errors import VerifyError
 from flightllm.spec.formats import (
     BLOCK,
     MatrixFormat,
@@ -24,10 +25,12 @@ from flightllm.spec.formats import (
     stream_bytes,
     unpack_matrix,
 )
+from flightllm.spec.image import Segment
 
 __all__ = ["MatrixCache", "Stream", "format_of"]
 
 U8 = NDArray[np.uint8]
+_NOWHERE = Region(Segment("nothing", 0, 0, 0, False), np.zeros((1, 0), np.uint8))
 
 
 @lru_cache(maxsize=256)
@@ -75,6 +78,10 @@ class Stream:
             When `word` is no format.
         """
         fmt = format_of(word)
+        if rows == 0:  # a core that has no share of this matrix
+            return cls(address, rows, kgroups, word, first, start, _NOWHERE, 0, None)
+        if rows < 0 or kgroups < 1 or first < 0:
+            raise VerifyError(f"rows {rows}, kgroups {kgroups}, first {first}: no matrix")
         if fmt.cyclic:
             region, offset, data = _read_cyclic(memory, address, fmt, rows, first, start)
         elif fmt.whole:

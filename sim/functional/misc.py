@@ -36,13 +36,13 @@ def misc_stat(core: CoreState, flags: Flags, src: int, src1: int, n: int, n1: in
     x = core.f.view(src, (n1, src1), (n, 1))
     largest = core.f.view(amax, (n1, amax1))
     if "norm" not in flags:
-        largest[:] = np.abs(x).max(axis=-1)
+        largest[:] = np.abs(x).max(axis=-1, initial=0)
         core.note("F", largest)
         return
     blocks = core.f.view(sums, (n1, sums1), (-(-n // 16), 1))
     scaled = numerics.mul(x, core.f.view(gain, (n, 1)))
     squares = numerics.block_sums(numerics.mul(x, x))
-    largest[:] = np.abs(scaled).max(axis=-1)
+    largest[:] = np.abs(scaled).max(axis=-1, initial=0)
     blocks[:] = squares
     core.note("F", blocks)
     core.note("F", largest)
@@ -132,7 +132,7 @@ def misc_act(core: CoreState, flags: Flags, a: int, a1: int, b: int, b1: int, ds
         raise VerifyError(f"flags: {sorted(flags)} is not one of silu, relu, gelu")
     out, largest = core.f.view(dst, (n1, dst1), (n, 1)), core.f.view(amax, (n1, amax1))
     out[:] = y
-    largest[:] = np.abs(y).max(axis=-1)
+    largest[:] = np.abs(y).max(axis=-1, initial=0)
     core.note("F", out)
     core.note("F", largest)
 
