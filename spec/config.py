@@ -179,10 +179,10 @@ class HwConfig:
 
     def difference(self, other: dict[str, Any]) -> str | None:
         """The first field in which `other` (a `to_dict`) differs, as a sentence, or None."""
-        mine = json.loads(json.dumps(self.to_dict()))
+        mine, theirs = (json.loads(json.dumps(d)) for d in (self.to_dict(), other))
         for name, value in mine.items():
-            if other.get(name) != value:
-                return f"{name}: the program was made for {other.get(name)}, the device has {value}"
+            if theirs.get(name) != value:
+                return f"{name}: the program was made for {theirs.get(name)}, the device has {value}"
         return None
 
     @classmethod
