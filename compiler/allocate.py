@@ -181,11 +181,12 @@ def _regions(shape: ModelShape, part: CoreTile, config: HwConfig, stride: int, i
     padded = -(-size // 16) * 16
     score_rows = max(heads * shape.group_heads, inner * shape.group_heads)
     lists = 2 * config.top_k
-    fixed = {
-        "topk": max(lists, tokens + 1), "x": tokens * part.dim.size, "rope": tokens * size,
-        "gain_attn": part.dim.size, "gain_mlp": part.dim.size, "gain_final": part.dim.size,
+    fixed = {  # what cores exchange comes first: it must lie at the same address in all of them
+        "topk": max(lists, tokens + 1), "lists": lists * cores if cores > 1 else 0,
         "amax": tokens * cores, "sums": tokens * -(-shape.dim // 16), "scale_x": tokens,
-        "scale_a": tokens, "scale_m": tokens,
+        "scale_a": tokens, "scale_m": tokens, "rope": tokens * size,
+        "x": tokens * part.dim.size, "gain_attn": part.dim.size, "gain_mlp": part.dim.size,
+        "gain_final": part.dim.size,
     }  # fmt: skip
     for name in (*shape.matrices, "head"):
         if name in shape.biases:
@@ -198,15 +199,15 @@ def _regions(shape: ModelShape, part: CoreTile, config: HwConfig, stride: int, i
             "att": tokens * queries * size,
         },
         {"gate": tokens * part.ffn.size, "up": tokens * part.ffn.size},
-        {"logits": part.vocab.size, "lists": lists * cores if cores > 1 else 0},
+        {"logits": part.vocab.size},
         {"positions": tokens * part.dim.size if shape.positions else 0},
     ]  # fmt: skip
     a_fixed = {"xq": tokens * _pad_columns(shape.dim)}
     a_arenas = [
         {
+            "aq": tokens * _pad_columns(shape.heads * size),
             "qq": tokens * queries * padded, "kq": tokens * heads * padded,
             "vq": tokens * heads * size, "prob": score_rows * stride,
-            "aq": tokens * _pad_columns(shape.heads * size),
         },
         {"mq": tokens * _pad_columns(shape.ffn_dim)},
     ]  # fmt: skip

@@ -291,13 +291,14 @@ class _Emitter:
             self.gather("F", "sums", Span(first, first + -(-own.size // 16)), blocks)
         stride = _padded(total, 128)
         last = all(span.size == 0 for span in spans[self.core + 1 :]) and own.size > 0
+        pad = stride - own.start if last else own.size
         used = self.reads("amax", "sums") if gain else self.reads("amax")
         self.step("misc.quant", *flags, **common, sums=self.at("sums"), blocks=blocks,
                   amax=self.at("amax"), parts=cores, dst=self.at(dest, own.start), dst1=stride,
-                  pad=stride - own.start if last else own.size, scale=self.at(scale),
+                  pad=pad, scale=self.at(scale),
                   alpha=1 / 127, inv_n=1 / total, eps=self.shape.norm_eps,
                   touch=read + used + self.writes(dest, scale))  # fmt: skip
-        self.gather("A", dest, own, stride)
+        self.gather("A", dest, Span(own.start, own.start + pad), stride)
 
     def do_norm_quant(self, node: Node) -> None:
         gain = {"attn_norm": "gain_attn", "mlp_norm": "gain_mlp"}.get(node.weight, "gain_final")
