@@ -24,6 +24,7 @@ class _Order:
     grams: Ids  # [G] packed, sorted
     discounted: Floats  # [G] count less its discount
     contexts: Ids  # [C] packed, sorted
+    first: Ids  # [C + 1] place of each context's first n-gram in `grams`
     totals: Floats  # [C] sum of the counts after the context
     backoff: Floats  # [C] share of the probability left to the next lower order
 
@@ -80,7 +81,8 @@ class NgramModel:
         contexts, start = np.unique(grams // self.symbols, return_index=True)
         totals = np.add.reduceat(counts, start).astype(np.float64)
         backoff = np.add.reduceat(discounts, start) / totals
-        return _Order(grams, counts - discounts, contexts, totals, backoff)
+        first = np.append(start, len(grams))
+        return _Order(grams, counts - discounts, contexts, first, totals, backoff)
 
     def probabilities(self, grams: Ids) -> Floats:
         """[T] probability of each packed n-gram's last symbol after the symbols before it."""
@@ -97,14 +99,54 @@ class NgramModel:
         """Bits this model needs for a document and the `end` after it."""
         return float(-np.log2(self.probabilities(self._pack(document, self.order))).sum())
 
-    def distribution(self, context: Sequence[int]) -> Floats:
-        """[symbols] probability of each symbol after a context of `order` - 1 symbols."""
-        if len(context) != self.order - 1:
-            raise ValueError(f"a context has {self.order - 1} symbols, not {len(context)}")
-        head = 0
-        for symbol in context:
-            head = head * self.symbols + int(symbol)
-        return self.probabilities(head * self.symbols + np.arange(self.symbols, dtype=np.int64))
+    def contexts(self, ids: Ids) -> Ids:
+        """What each next symbol of running text depends on.
+
+        Parameters
+        ----------
+        ids : int64 [B, order - 2 + T]
+            Text that may hold several documents, each after an `end`.
+
+        Returns
+        -------
+        int64 [B * T, order - 1]
+            The context at each of the last T places; what lies before an `end` is `end` as well.
+        """
+        windows = np.lib.stride_tricks.sliding_window_view(ids, self.order - 1, axis=1)
+        result = windows.reshape(-1, self.order - 1).copy()
+        for column in range(self.order - 3, -1, -1):
+            result[result[:, column + 1] == self.end, column] = self.end
+        return result
+
+    def distributions(self, contexts: Ids) -> npt.NDArray[np.float32]:
+        """Probability of every symbol after each context.
+
+        Parameters
+        ----------
+        contexts : int64 [T, order - 1]
+            The symbols before, the latest last.
+
+        Returns
+        -------
+        float32 [T, symbols]
+        """
+        if contexts.ndim != 2 or contexts.shape[1] != self.order - 1:
+            raise ValueError(f"a context has {self.order - 1} symbols, not {contexts.shape[-1]}")
+        packed = np.zeros(len(contexts), np.int64)
+        for column in contexts.T:
+            packed = packed * self.symbols + column
+        result = np.full((len(contexts), self.symbols), 1 / self.symbols, np.float32)
+        for n, order in enumerate(self._orders, 1):
+            context, known = _find(order.contexts, packed % self.symbols ** (n - 1))
+            result *= np.where(known, order.backoff[context], 1.0)[:, None].astype(np.float32)
+            # The n-grams that begin with a context lie side by side: `count` from `first` on.
+            first = order.first[context]
+            count = np.where(known, order.first[context + 1] - first, 0)
+            rows = np.repeat(np.arange(len(contexts)), count)
+            grams = np.arange(count.sum()) + np.repeat(first - count.cumsum() + count, count)
+            shares = order.discounted[grams] / order.totals[context][rows]
+            result[rows, order.grams[grams] % self.symbols] += shares.astype(np.float32)
+        return result
 
 
 def _discounts(counts: Ids) -> Floats:

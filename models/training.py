@@ -1,0 +1,214 @@
+"""The demo model's training loop: AdamW on the float reference, regularised, resumable.
+
+Every random choice of a step follows from the seed and the step's number, so that a run that was
+interrupted and resumed gives the same weights as one that was not.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flightllm.models.config import ModelConfig, tensor_shapes
+from flightllm.models.lessons import Lessons
+from flightllm.models.reference import FloatModel
+from flightllm.spec.errors import InputError
+
+__all__ = ["Recipe", "Training", "initial_tensors"]
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps, `tokens` tokens each.
+    tokens : int
+        Tokens a step; `sampled` of them from the n-gram model, the others from the text.
+    length, long_length, long_from : int, int, float
+        Window in tokens; the longer one is used in the last part of the steps, from this share on.
+    rate, warmup, decay : float, int, float
+        Peak of the cosine schedule, steps before it, weight decay of matrices.
+    dropout : float
+        Share of the layers' weights that a step leaves out (DropConnect, Wan et al. 2013); on so
+        little text it did better than leaving out activations.
+    blank : float
+        Share of the vocabulary whose embedding a step blanks on the way in, not in the head.
+    belief : float
+        Share of the n-gram model's prediction in a text token's target.
+    average : float
+        Decay of the running average of the weights, which is what is measured and exported.
+    seed : int
+    """
+
+    steps: int = 9000
+    tokens: int = 2048
+    sampled: float = 0.25
+    length: int = 128
+    long_length: int = 512
+    long_from: float = 0.75
+    rate: float = 3e-3
+    warmup: int = 100
+    decay: float = 0.1
+    dropout: float = 0.2
+    blank: float = 0.1
+    belief: float = 0.5
+    average: float = 0.998
+    seed: int = 0
+
+
+def initial_tensors(config: ModelConfig, seed: int) -> Tensors:
+    """Random float32 tensors by canonical name: norms 1, matrices normal over their inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for name, shape in tensor_shapes(config).items():
+        if len(shape) == 1:
+            tensors[name] = torch.ones(shape)
+            continue
+        spread = 0.05 if name in ("embed", "head.weight") else shape[1] ** -0.5
+        if name.endswith((".o.weight", ".down.weight")):  # what adds to the residual
+            spread *= (2 * config.layers) ** -0.5
+        tensors[name] = torch.randn(shape, generator=generator) * spread
+    return tensors
+
+
+class Training:
+    """A run: weights, their average, the optimiser and how far it has come.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    recipe : Recipe
+    lessons : Lessons
+    """
+
+    def __init__(self, config: ModelConfig, recipe: Recipe, lessons: Lessons) -> None:
+        self.config, self.recipe, self.lessons = config, recipe, lessons
+        self._untied = replace(config, tied=False)
+        self.step, self.loss, self.seconds = 0, math.nan, 0.0
+        self.tensors = initial_tensors(config, recipe.seed)
+        self.average = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        self.best: Tensors = self.average
+        self.best_step, self.best_bits = 0, math.inf
+        for tensor in self.tensors.values():
+            tensor.requires_grad_()
+        matrices = [tensor for tensor in self.tensors.values() if tensor.ndim == 2]
+        norms = [tensor for tensor in self.tensors.values() if tensor.ndim == 1]
+        groups = [
+            {"params": matrices, "weight_decay": recipe.decay},
+            {"params": norms, "weight_decay": 0.0},
+        ]
+        self._optimiser = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
+
+    def advance(self) -> None:
+        """One optimiser step."""
+        begin = time.monotonic()
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.recipe.rate * _schedule(self.step, self.recipe)
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        loss, self.loss = self._loss()
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.tensors.values(), 1.0)
+        self._optimiser.step()
+        self.step += 1
+        keep = min(self.recipe.average, self.step / (self.step + 20))
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                self.average[name].lerp_(tensor, 1 - keep)
+        self.seconds += time.monotonic() - begin
+
+    def _loss(self) -> tuple[Tensor, float]:
+        """The loss to descend, and the text's own cross-entropy in nats a token."""
+        recipe = self.recipe
+        long = self.step >= recipe.long_from * recipe.steps
+        length = recipe.long_length if long else recipe.length
+        batch = recipe.tokens // length
+        dreams = round(batch * recipe.sampled)
+        text = self.lessons.text(self.step, batch - dreams, length)
+        ids, beliefs = torch.from_numpy(text.ids), torch.from_numpy(text.beliefs)
+        if dreams:
+            sampled = self.lessons.sampled(self.step, dreams, length)
+            ids = torch.cat([ids, torch.from_numpy(sampled.ids)])
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = FloatModel(self._untied, self._noisy()).forward(ids)
+        logits = logits.float().flatten(0, 1)
+        count = len(beliefs)
+        plain = functional.cross_entropy(logits[:count], torch.from_numpy(text.targets).flatten())
+        loss = plain
+        if recipe.belief:
+            soft = functional.cross_entropy(logits[:count], beliefs)
+            loss = (1 - recipe.belief) * plain + recipe.belief * soft
+        if dreams:
+            dreamt = functional.cross_entropy(logits[count:], torch.from_numpy(sampled.beliefs))
+            loss = (count * loss + (len(logits) - count) * dreamt) / len(logits)
+        return loss, float(plain.detach())
+
+    def _noisy(self) -> Tensors:
+        """The tensors with some weights left out, and a head that is the whole embedding."""
+        noisy = dict(self.tensors)
+        for name, tensor in self.tensors.items():
+            if tensor.ndim == 2 and name != "embed":
+                noisy[name] = functional.dropout(tensor, self.recipe.dropout)
+        rows = functional.dropout(torch.ones(self.config.vocab, 1), self.recipe.blank)
+        noisy["embed"], noisy["head.weight"] = self.tensors["embed"] * rows, self.tensors["embed"]
+        return noisy
+
+    def judge(self, measure: Callable[[Tensors], float]) -> float:
+        """Measure the averaged weights (less is better) and keep them if they are the best."""
+        bits = measure(self.average)
+        if bits < self.best_bits:
+            self.best = {name: tensor.clone() for name, tensor in self.average.items()}
+            self.best_step, self.best_bits = self.step, bits
+        return bits
+
+    def save(self, path: Path) -> None:
+        """Write everything that `restore` needs; the file is replaced whole or not at all."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "tensors": {name: tensor.detach() for name, tensor in self.tensors.items()},
+            "average": self.average,
+            "best": self.best,
+            "optimiser": self._optimiser.state_dict(),
+            "numbers": (self.step, self.loss, self.seconds, self.best_step, self.best_bits),
+        }
+        partial = path.with_name(path.name + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a file of `save`.
+
+        Raises
+        ------
+        InputError
+            It is of a run with another recipe.
+        """
+        state = torch.load(path, weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise InputError(
+                f"{path}: is of a run with the recipe {state['recipe']}, not"
+                f" {asdict(self.recipe)}; give another output folder"
+            )
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(state["tensors"][name])
+        self.average, self.best = state["average"], state["best"]
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.step, self.loss, self.seconds, self.best_step, self.best_bits = state["numbers"]
+
+
+def _schedule(step: int, recipe: Recipe) -> float:
+    """Learning rate as a share of its peak: a linear rise, then a cosine down to a twentieth."""
+    rise = min(1.0, (step + 1) / recipe.warmup)
+    return rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
