@@ -15,8 +15,11 @@ from flightllm.compiler.graph import Graph, build_graph, verify_graph
 from flightllm.compiler.ir import listing
 from flightllm.compiler.link import fill
 from flightllm.compiler.schedule import Schedule, parameters, schedule
+from flightllm.compiler.scheme import QuantOptions
 from flightllm.compiler.shape import ModelShape, shape_of
+from flightllm.compiler.shape_only import shape_only
 from flightllm.compiler.tile import CoreTile, tile
+from flightllm.models.config import ModelConfig
 from flightllm.models.quantized import QuantModel
 from flightllm.spec.config import HwConfig
 from flightllm.spec.encoding import disassemble
@@ -24,7 +27,7 @@ from flightllm.spec.errors import InputError
 from flightllm.spec.formats import kgroups_for, stream_bytes
 from flightllm.spec.image import CoreCode, ModelFacts, Program, Segment
 
-__all__ = ["build_program", "build_shape", "length_schemes"]
+__all__ = ["build_program", "build_shape", "build_shape_program", "length_schemes"]
 
 PREFILL_BUCKET, DECODE_BUCKET = 128, 16
 """Length buckets of the paper's artefact."""
@@ -204,3 +207,10 @@ def build_program(model: QuantModel, config: HwConfig, name: str, bos: int | Non
     return dataclasses.replace(
         program, image=fill(model, shape, backend.parts, backend.layouts)
     )  # fmt: skip
+
+
+def build_shape_program(config: ModelConfig, options: QuantOptions, hw: HwConfig,
+                        max_length: int | None = None, dump: Path | None = None) -> Program:  # fmt: skip
+    """Compile a model of which only the configuration is known (see `shape_only`)."""
+    shape = shape_only(config, options)
+    return build_shape(shape, hw, config.bos, config.eos, max_length, dump)
