@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from flightllm.sim.functional import kernels
 from flightllm.sim.functional.core import CoreState
 from flightllm.sim.functional.matrices import Stream, format_of
 from flightllm.spec import numerics
@@ -91,6 +92,6 @@ def _table(core: CoreState, address: int) -> list[int]:
 def _sums(fmt: MatrixFormat, x: NDArray[np.int8], matrix: Unpacked) -> F32:
     """Accumulated sums [vectors, rows], before the vectors' scales."""
     if matrix.scales is None:
-        return numerics.int_to_float(x.astype(np.int32) @ matrix.levels.astype(np.int32).T)
+        return numerics.int_to_float(kernels.int_sums(x, matrix.levels))
     minima = matrix.second if fmt.second == Second.MINIMUM else None
-    return numerics.accumulate(x, matrix.levels, matrix.scales, fmt.group, minima, matrix.kept)
+    return kernels.accumulate(x, matrix.levels, matrix.scales, fmt.group, minima, matrix.kept)
