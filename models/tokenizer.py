@@ -95,10 +95,12 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        # The tokens of the last piece stay in the window: how a token reads depends on the one
-        # before it. Of the prompt the last few suffice, as they hold any split character.
-        self._window = list(after)[-2 * _LONGEST_CHARACTER :]
-        self._told = len(self._window)
+        # How a token reads depends on the one before it, so the tokens from the last but one
+        # character boundary on (at first the whole prompt) are decoded together.
+        self._window = list(after)
+        self._boundary = len(self._window)
+        self._told = len(tokenizer.decode(self._window).rstrip(_REPLACEMENT))
+        self._waiting = 0  # tokens in a row that ended inside a character and told nothing
 
     def push(self, token: int) -> str:
         """Take one token; gives the text that is now certain, which may be empty."""
@@ -110,14 +112,20 @@ class StreamDecoder:
         return self._piece(final=True)
 
     def _piece(self, final: bool) -> str:
-        told = self._tokenizer.decode(self._window[: self._told])
         text = self._tokenizer.decode(self._window)
-        held = len(self._window) - self._told
-        split = text.endswith(_REPLACEMENT) and held < _LONGEST_CHARACTER and not final
-        if len(text) <= len(told) or split:
-            return ""
-        self._window, self._told = self._window[self._told :], held
-        return text[len(told) :]
+        inside = text.endswith(_REPLACEMENT)
+        self._waiting = self._waiting + 1 if inside else 0
+        # No character is spread over more tokens than that: these bytes are no UTF-8.
+        certain = not inside or final or self._waiting >= _LONGEST_CHARACTER
+        piece = (text if certain else text.rstrip(_REPLACEMENT))[self._told :]
+        if piece:
+            self._told += len(piece)
+            self._waiting = 0
+        if piece and certain:
+            self._window = self._window[self._boundary :]
+            self._boundary = len(self._window)
+            self._told = len(self._tokenizer.decode(self._window))
+        return piece
 
 
 class _HfTokenizer(Tokenizer):
