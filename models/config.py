@@ -16,6 +16,8 @@ __all__ = ["FAMILIES", "ModelConfig", "RopeConfig", "tensor_shapes"]
 FAMILIES = ("llama", "opt", "gpt2")
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_erf")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+MAX_LAYERS = 4096
+MAX_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,10 @@ class ModelConfig:
             value = getattr(self, label)
             if value < 1:
                 raise InputError(f"{self.name}: {label} must be a positive integer, not {value}")
+            # Sizes that no file can hold are refused before anything is listed or allocated.
+            limit = MAX_LAYERS if label == "layers" else MAX_SIZE
+            if value > limit:
+                raise InputError(f"{self.name}: {label} must be at most {limit}, not {value}")
         if self.heads % self.kv_heads:
             raise InputError(
                 f"{self.name}: {self.heads} query heads are not a multiple of"

@@ -208,7 +208,11 @@ def _rope(fields: Fields, max_length: int) -> RopeConfig:
     factor = rope.number("factor")
     if kind == "linear":
         return RopeConfig(theta, kind, factor)
-    length = rope.integer("original_max_position_embeddings", max_length)
+    # Beside the RoPE fields (as Phi-3 writes it) it wins in transformers, so it must agree.
+    outer = fields.integer("original_max_position_embeddings", max_length)
+    length = rope.integer("original_max_position_embeddings", outer)
+    if fields.has("original_max_position_embeddings") and outer != length:
+        raise rope.fail(f"original_max_position_embeddings is {length} here but {outer} outside")
     if kind == "llama3":
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
         return RopeConfig(theta, kind, factor, length, low_freq_factor=low, high_freq_factor=high)
@@ -269,6 +273,7 @@ def _llama(fields: Fields, kind: str, name: str) -> ModelConfig:
     max_length = fields.integer("max_position_embeddings")
     fields.choice("hidden_act", {"silu": "silu", "swish": "silu"}, "silu")
     biased = kind == "llama" and fields.flag("attention_bias", False)
+    fields.must_be("use_mrope", False, "positions are those of text")
     window = _window(fields, kind, layers)
     bos = fields.token_ids("bos_token_id", vocab)
     return ModelConfig(

@@ -167,14 +167,7 @@ class Llama2cFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.header = path, read_header(path)
-        config, size = self.header.config, path.stat().st_size
-        # Before a list of tensors is made, lest a nonsense header make it endless.
-        if 8 * config.layers * config.dim > size:
-            raise InputError(
-                f"{path}: is no llama2.c model, or truncated: {config.layers} layers of dim"
-                f" {config.dim} do not fit its {size} bytes"
-            )
-        self._places = self._layout(size)
+        self._places = self._layout(path.stat().st_size)
         self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
         if self.header.version == 0:
             self._check_angles()

@@ -6,6 +6,7 @@ it, the tokens that end it, and the chat template. No torch here: a board needs 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,12 @@ class Tokenizer(ABC):
         def refuse(message: str) -> None:
             raise InputError(f"the chat template refuses the messages: {message}")
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        # The environment that transformers gives to templates, but for today's date: a prompt
+        # must not depend on the day (templates that ask for it have a default).
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _plain_json
         environment.globals["raise_exception"] = refuse
         try:
             template = environment.from_string(self.template)
@@ -85,6 +91,11 @@ class Tokenizer(ABC):
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the chat template fails: {error}") from error
+
+
+def _plain_json(value: Any, indent: int | None = None) -> str:
+    """JSON for a prompt: without Jinja's escapes for web pages."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 class StreamDecoder:

@@ -45,6 +45,8 @@ GPT2 = replace(
         ({"activation": "tanh"}, "activation 'tanh' is not one of"),
         ({"dim": 0}, "dim must be a positive integer, not 0"),
         ({"layers": -1}, "layers must be a positive integer, not -1"),
+        ({"layers": 10**9}, "layers must be at most 4096, not 1000000000"),
+        ({"vocab": 2**31}, "vocab must be at most 2147483647, not 2147483648"),
         ({"kv_heads": 3}, "4 query heads are not a multiple of 3 key/value heads"),
         ({"head_dim": 5}, "head_dim 5 is odd"),
         ({"rope": None}, "either RoPE or learned positions"),

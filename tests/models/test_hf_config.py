@@ -137,6 +137,13 @@ def test_rope_scaling_in_both_spellings() -> None:
         (LLAMA, {"hidden_size": 60}, "hidden_size 60 is not a multiple of 8 attention heads"),
         (LLAMA, {"head_dim": 7}, "head_dim 7 is odd"),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        (LLAMA, {"num_hidden_layers": 10**9}, "layers must be at most 4096"),
+        (QWEN, {"use_mrope": True}, "use_mrope = True is not supported"),
+        (
+            LLAMA,
+            {"rope_scaling": YARN, "original_max_position_embeddings": 99},
+            "original_max_position_embeddings is 128 here but 99 outside",
+        ),
         (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
         (LLAMA, {"quantization_config": {"bits": 4}}, "already quantised"),
         (LLAMA, {"layer_types": ["full_attention", "sliding_attention"]}, "some layers slide"),

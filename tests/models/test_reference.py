@@ -25,6 +25,7 @@ from transformers import (
 from flightllm.models.checkpoint import Checkpoint, open_checkpoint
 from flightllm.models.config import tensor_shapes
 from flightllm.models.reference import FloatModel, KVCache, sample
+from flightllm.models.tokenizer import load_tokenizer
 from flightllm.spec.errors import InputError
 
 TOLERANCE = 1e-5
@@ -260,3 +261,19 @@ def test_stories_golden(stories: Path, file: str) -> None:
     ids = golden["prompt_ids"].tolist()
     ids += model.generate(ids, 256 - len(ids))
     assert ids == golden["greedy_ids"].tolist()
+
+
+def test_stories_perplexity(stories: Path, test_data: Path) -> None:
+    """Over separate documents, BOS first, cut at the context: golden.npz's own figure."""
+    golden = np.load(stories / "golden.npz")
+    model, tokenizer = FloatModel.load(open_checkpoint(stories)), load_tokenizer(stories)
+    text = (test_data / "text" / "tinystories_sample.txt").read_text()
+    loss, tokens = 0.0, 0
+    for document in filter(None, (part.strip() for part in text.split("<|endoftext|>"))):
+        ids = torch.tensor([tokenizer.encode(document.replace("\n", " "))[:512]])
+        with torch.no_grad():
+            logits = model.forward(ids)[0, :-1].double()
+        loss += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        tokens += ids.shape[1] - 1
+    assert tokens == int(golden["ppl_tokens"])
+    assert abs(np.exp(loss / tokens) - float(golden["ppl"])) < 1e-5

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Engine
+from transformers import PreTrainedTokenizerFast
 
 from flightllm.models import zoo
 from flightllm.models.config import ModelConfig, RopeConfig
@@ -195,6 +196,27 @@ def test_chat(plain: Tokenizer, tmp_path: Path) -> None:
     assert load_tokenizer(write(tmp_path, rules={"chat_template": named})).chat([]) == "plain"
     (tmp_path / "chat_template.jinja").write_text("file wins")
     assert load_tokenizer(tmp_path).chat([]) == "file wins"
+
+
+def test_chat_equals_transformers(tmp_path: Path) -> None:
+    """A ChatML template with a loop that breaks, JSON, namespaces and white space control."""
+    template = """
+{%- set seen = namespace(count=0) %}
+{% for message in messages %}
+    {%- if seen.count >= 3 %}{% break %}{% endif %}
+    {%- set seen.count = seen.count + 1 %}
+    {{- '<|end|>' if not loop.first }}{{ message.role | upper }} {{ message | tojson }}
+{% endfor %}
+{%- if add_generation_prompt %}{{ eos_token }}assistant{% endif %}
+"""
+    rules = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    rules["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write(tmp_path, rules=rules)
+    messages = [{"role": "user", "content": f"<é & '{turn}'>"} for turn in range(5)]
+    oracle = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = oracle.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert expected.count("USER") == 3
+    assert load_tokenizer(tmp_path).chat(messages) == expected
 
 
 @pytest.mark.parametrize(
