@@ -60,12 +60,12 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         _check(self.kind in MEMORY_KINDS, "memory.kind", self.kind, f"one of {MEMORY_KINDS}")
         _check(self.channel_mib > 0, "memory.channel_mib", self.channel_mib, "positive")
-        _check(self.peak_gb_s > 0, "memory.peak_gb_s", self.peak_gb_s, "positive")
+        _check(0 < self.peak_gb_s < 1e5, "memory.peak_gb_s", self.peak_gb_s, "in (0, 100000)")
         _check(
             _power_of_two(self.port_bits) and self.port_bits >= 16,
             "memory.port_bits", self.port_bits, "a power of two of at least 16",
         )  # fmt: skip
-        _check(self.port_mhz > 0, "memory.port_mhz", self.port_mhz, "positive")
+        _check(0 < self.port_mhz <= 2000, "memory.port_mhz", self.port_mhz, "in (0, 2000]")
         _check(self.latency_cycles > 0, "memory.latency_cycles", self.latency_cycles, "positive")
 
 
@@ -78,6 +78,11 @@ class Slr:
     ff: int
     bram36: int
     uram: int
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            _check(value >= 0, f"slrs.{entry.name}", value, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class HwConfig:
     program_words, param_words : instruction and parameter memory of each core, 32-bit words.
     top_k : logits that TOPK can hand to the host.
     memory : the device memory.
-    slrs : resources per SLR.
+    slrs : resources per SLR, one a core, or none where they are not known.
     """
 
     name: str
@@ -156,6 +161,10 @@ class HwConfig:
             _power_of_two(inner) and tile % inner == 0,
             "attention_tile", inner, f"a power of two that divides prefill_tile {tile}",
         )  # fmt: skip
+        _check(
+            len(self.slrs) in (0, self.cores),
+            "slrs", f"a list of {len(self.slrs)}", f"one for each of the {self.cores} cores",
+        )  # fmt: skip
 
     @property
     def cores(self) -> int:
@@ -179,10 +188,11 @@ class HwConfig:
 
     def difference(self, other: dict[str, Any]) -> str | None:
         """The first field in which `other` (a `to_dict`) differs, as a sentence, or None."""
-        mine, theirs = (json.loads(json.dumps(d)) for d in (self.to_dict(), other))
-        for name, value in mine.items():
-            if theirs.get(name) != value:
-                return f"{name}: the program was made for {theirs.get(name)}, the device has {value}"
+        mine, theirs = (_flat(json.loads(json.dumps(d))) for d in (self.to_dict(), other))
+        for name in (*mine, *theirs):
+            have, want = mine.get(name), theirs.get(name)
+            if have != want:
+                return f"{name}: the program was made for {want}, the device has {have}"
         return None
 
     @classmethod
@@ -197,13 +207,27 @@ class HwConfig:
         try:
             top = dict(values)
             memory = _record(MemoryConfig, top.pop("memory", None), "memory")
-            slrs = tuple(_record(Slr, item, "slrs") for item in top.pop("slrs", ()))
+            listed = top.pop("slrs", ())
+            if not isinstance(listed, (list, tuple)):
+                raise InputError(f"slrs: {listed!r} is not a list of tables")
+            slrs = tuple(_record(Slr, item, "slrs") for item in listed)
             if isinstance(top.get("channels"), (list, tuple)):
                 top["channels"] = tuple(top["channels"])
             config: HwConfig = _record(cls, {**top, "memory": memory, "slrs": slrs}, "top level")
             return config
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables under dotted names: {"memory.kind": ...}."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            out.update({f"{name}.{inner}": item for inner, item in value.items()})
+        else:
+            out[name] = value
+    return out
 
 
 def _record(kind: Any, values: Any, where: str) -> Any:
@@ -222,7 +246,9 @@ def _record(kind: Any, values: Any, where: str) -> Any:
         )
         if name not in values and not optional:
             raise InputError(f"{where}: field {name!r} is missing")
-    return kind(**values)
+    floats = {name for name, entry in fields.items() if entry.type == "float"}
+    # 200 and 200.0 are one value and must make one digest.
+    return kind(**{n: float(v) if n in floats else v for n, v in values.items()})
 
 
 def _check_type(name: str, value: Any, kind: str) -> None:
