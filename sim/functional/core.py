@@ -80,6 +80,8 @@ class CoreState:
     -------
     number : of the core. channels : its memory channels. memory : what they hold.
     f, a : the float32 and the INT8 buffer. fifo : matrices on their way from LD to MM and MV.
+    waiting : bytes of them, each in the channel that has most. prefetch : what the FIFO of a
+        channel holds.
     matrices : decoded read-only matrices. params : parameter words.
     notes : (name, array) of everything the current instruction wrote; None when nobody traces.
     """
@@ -95,8 +97,21 @@ class CoreState:
         self.words: Buffer[np.int32] = Buffer("F", self.f.data.view(np.int32))
         self.params = program.cores[number].params
         self.fifo: deque[Stream] = deque()
+        self.waiting = 0
+        self.prefetch = config.prefetch_bytes
         self.matrices = MatrixCache(self.channels, cache_bytes)
         self.notes: list[tuple[str, NDArray[np.generic]]] | None = None
+
+    def push(self, stream: Stream) -> None:
+        """Put a matrix into the weight FIFO."""
+        self.fifo.append(stream)
+        self.waiting += stream.size
+
+    def pop(self) -> Stream:
+        """Take the first matrix from the weight FIFO."""
+        stream = self.fifo.popleft()
+        self.waiting -= stream.size
+        return stream
 
     def fill(self, rng: np.random.Generator) -> None:
         """Put arbitrary bits into the buffers: a program must not depend on what was there."""

@@ -71,7 +71,7 @@ def _linear(core: CoreState, src: Sequence[int], scale: Sequence[int], dst: Sequ
 
 def _pop(core: CoreState, wanted: tuple[int, ...]) -> Stream:
     """The matrix at the head of the FIFO, which must be the one that is wanted."""
-    stream = core.fifo.popleft()
+    stream = core.pop()
     found = (stream.rows, stream.kgroups, stream.word, stream.first, stream.start)
     if found != wanted:
         names = ("rows", "kgroups", "fmt", "first", "start")

@@ -22,7 +22,7 @@ Flags = frozenset[str]
 def ld_stream(core: CoreState, flags: Flags, addr: int, rows: int, kgroups: int, fmt: int,
               first: int, start: int) -> None:  # fmt: skip
     """Push a matrix into the weight FIFO."""
-    core.fifo.append(Stream.read(core.memory, addr * ALIGN, rows, kgroups, fmt, first, start))
+    core.push(Stream.read(core.memory, addr * ALIGN, rows, kgroups, fmt, first, start))
 
 
 def _row(core: CoreState, flags: Flags, address: int, n: int) -> NDArray[np.generic]:

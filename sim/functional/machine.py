@@ -1,9 +1,10 @@
 """Queues, semaphores and schedule: which unit runs what next, on one core or several.
 
 An instruction starts when the tokens it waits for are there, takes them, and gives its own when it
-is done; a unit works in order. Any order of units that respects this must give the same bits. The
-default order lets LD run as far ahead as it can and ST stay behind, so that a missing semaphore
-shows; with a seed the order is random.
+is done; a unit works in order. LD.stream is done when all matrices nobody took yet fit the weight
+FIFO. Any order of units that respects this must give the same bits. The default order lets LD run
+as far ahead as it can and ST stay behind, so that a missing semaphore shows; with a seed the order
+is random.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class _Core:
         self.tokens = [[0] * len(UNITS) for _ in UNITS]  # [to][from]
         self.halt: Step | None = None
         self.halted = False
+        self.pushing: Step | None = None  # the LD.stream whose matrix does not fit the FIFO yet
         self.executed = [0] * len(UNITS)
 
     def start(self, entry: str, registers: Mapping[int, int]) -> None:
@@ -112,7 +114,7 @@ class _Core:
     def ready(self, unit: int) -> bool:
         """Whether the unit's next instruction can start (a shared one: whether it has arrived)."""
         queue = self.queues[unit]
-        if not queue:
+        if not queue or (unit == Unit.LD and self.pushing is not None):
             return False
         step = queue[0][0]
         if step.wait and not self.has_tokens(step):
@@ -134,6 +136,17 @@ class _Core:
             tokens[other] -= 1
         return step, values
 
+    def settle(self, step: Step) -> None:
+        """Finish what is done after `step` was executed: it, and a stream that it made room for."""
+        fits = self.state.waiting <= self.state.prefetch
+        if step.kind.name == "ld.stream" and not fits:
+            self.pushing = step
+            return
+        self.finish(step)
+        if fits and self.pushing is not None:
+            self.finish(self.pushing)
+            self.pushing = None
+
     def finish(self, step: Step) -> None:
         """Give the tokens of an instruction that is done."""
         for other in step.release:
@@ -142,7 +155,7 @@ class _Core:
 
     def try_halt(self) -> bool:
         """Halt when everything is done; True when that happened."""
-        if self.halt is None or any(self.queues) or not self.has_tokens(self.halt):
+        if self.halt is None or self.pushing or any(self.queues) or not self.has_tokens(self.halt):
             return False
         for other in self.halt.wait:
             self.tokens[_SYS][other] -= 1
@@ -164,8 +177,10 @@ class _Core:
     def stuck(self) -> str:
         """What the core's units wait for."""
         parts = []
+        if self.pushing is not None:
+            parts.append(f"LD at word {self.pushing.address} (ld.stream) waits for room in the FIFO")
         for unit in UNITS:
-            if not self.queues[unit]:
+            if not self.queues[unit] or (unit == Unit.LD and self.pushing is not None):
                 continue
             step = self.queues[unit][0][0]
             missing = [UNITS[other].name for other in step.wait if not self.tokens[unit][other]]
@@ -270,7 +285,7 @@ class Machine:
         except FlightError as error:
             raise self._located(core, step, error) from None
         self._trace(core, step, values)
-        core.finish(step)
+        core.settle(step)
 
     @staticmethod
     def _located(core: _Core, step: Step, error: Exception) -> VerifyError:

@@ -51,8 +51,9 @@ class Stream:
     Members
     -------
     address, rows, kgroups, word, first, start : operands of LD.stream, the address in bytes.
-    region, offset : where the bytes lie. data : their copy, uint8 per channel (all blocks in order
-        as one array for cyclic formats); None where the segment is read-only.
+    size : bytes, of the channel that has most. region, offset : where the bytes lie.
+    data : their copy, uint8 per channel (all blocks in order as one array for cyclic formats); None
+        where the segment is read-only.
     """
 
     address: int
@@ -61,6 +62,7 @@ class Stream:
     word: int
     first: int
     start: int
+    size: int
     region: Region
     offset: int
     data: list[U8] | None
@@ -79,21 +81,24 @@ class Stream:
         """
         fmt = format_of(word)
         if rows == 0:  # a core that has no share of this matrix
-            return cls(address, rows, kgroups, word, first, start, _NOWHERE, 0, None)
+            return cls(address, rows, kgroups, word, first, start, 0, _NOWHERE, 0, None)
         if rows < 0 or kgroups < 1 or first < 0:
             raise VerifyError(f"rows {rows}, kgroups {kgroups}, first {first}: no matrix")
         if fmt.cyclic:
             region, offset, data = _read_cyclic(memory, address, fmt, rows, first, start)
+            size = -(-data[0].nbytes // memory.channels)
         elif fmt.whole:
             region, offset, data = _read_whole(memory, address, fmt, rows, kgroups, first)
+            size = data[0].nbytes
         else:
             sizes = _stream_sizes(word, rows, kgroups, memory.channels)
-            region, offset = memory.find(address, max(sizes))
+            size = max(sizes)
+            region, offset = memory.find(address, size)
             data = _slices(region, offset, sizes)
         if not region.segment.writable:
-            return cls(address, rows, kgroups, word, first, start, region, offset, None)
+            return cls(address, rows, kgroups, word, first, start, size, region, offset, None)
         copied = [part.copy() for part in data]
-        return cls(address, rows, kgroups, word, first, start, region, offset, copied)
+        return cls(address, rows, kgroups, word, first, start, size, region, offset, copied)
 
     def bytes(self, channels: int) -> list[U8]:
         """What each channel streamed, or the joined blocks of a cyclic matrix."""
