@@ -36,14 +36,15 @@ def fill(model: QuantModel, shape: ModelShape, parts: list[CoreTile], layouts: l
 
 def rows_of(tensor: QuantTensor, span: Span) -> QuantTensor:
     """Rows of a quantised tensor."""
-
-    def cut(part: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
-        return None if part is None else part[span.start : span.stop]
-
+    rows = slice(span.start, span.stop)
     return dataclasses.replace(
-        tensor, levels=cut(tensor.levels), scales=cut(tensor.scales), minima=cut(tensor.minima),
-        zeros=cut(tensor.zeros), mask=cut(tensor.mask),
-    )  # type: ignore[arg-type]  # fmt: skip
+        tensor,
+        levels=tensor.levels[rows],
+        scales=tensor.scales[rows],
+        minima=None if tensor.minima is None else tensor.minima[rows],
+        zeros=None if tensor.zeros is None else tensor.zeros[rows],
+        mask=None if tensor.mask is None else tensor.mask[rows],
+    )
 
 
 class _Filler:

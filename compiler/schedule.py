@@ -122,7 +122,7 @@ class _Emitter:
 
     def step(self, name: str, *flags: str, touch: tuple[Access, ...] = (),
              **operands: Value | int | float) -> None:  # fmt: skip
-        self.out.append(Step(Op.make(name, *flags, **operands), touch))
+        self.out.append(Step(Op.make(name, *flags, rd=0, **operands), touch))
 
     def scalar(self, op: str, rd: str | Register, a: Value | int, b: Value | int = 0) -> None:
         number = R[rd] if isinstance(rd, str) else rd
@@ -279,7 +279,7 @@ class _Emitter:
         blocks = -(-total // 16)
         first = own.start // 16
         gains = self.at(gain) if gain else 0
-        common = {"src": self.at(source), "src1": own.size, "n": own.size, "n1": self.tokens,
+        common: dict[str, Value | int] = {"src": self.at(source), "src1": own.size, "n": own.size, "n1": self.tokens,
                   "gain": gains, "amax1": cores, "sums1": blocks}  # fmt: skip
         read = self.reads(source, gain) if gain else self.reads(source)
         if not known_amax:

@@ -74,27 +74,51 @@ class _Tracker:
         self.known: dict[Unit, Counter[Unit]] = {unit: Counter() for unit in Unit}
         self.learned: dict[tuple[Unit, int], Counter[Unit]] = {}
         self.history: list[_Past] = []
+        self.places: dict[tuple[int, int], int] = {}
+        self.paired: dict[tuple[Unit, Unit], int] = {}
 
-    def visit(self, node: _Node, turn: int, loop: str | None) -> list[tuple[_Node, int]]:
-        """Advance over `node`; the producers it must wait for, with the turn they ran in."""
+    def visit(self, node: _Node, turn: int, loop: str | None,
+              settled: Sequence[_Node] = ()) -> list[tuple[_Node, int]]:  # fmt: skip
+        """Advance over `node`.
+
+        Parameters
+        ----------
+        settled : producers of this turn that it waits for in any case.
+
+        Returns
+        -------
+        The producers it must wait for, with the turn they ran in.
+        """
         unit = node.unit
         self.count[unit] += 1
         index, known = self.count[unit], self.known[unit]
+        self.places[id(node), turn] = index
         pairs = []
+        for producer in settled:
+            place = self.places[id(producer), turn]
+            if place > self.paired.get((producer.unit, unit), 0):  # else settled by a later pair
+                self._learn(unit, producer.unit, place)
+                pairs.append((producer, turn))
         for past in self._needed(node, turn, loop) if node.consumes else ():
-            if past.index <= known[past.unit]:
-                continue  # learned through another unit meanwhile
-            known[past.unit] = past.index
-            for third, seen in self.learned[past.unit, past.index].items():
-                if third != unit:
-                    known[third] = max(known[third], seen)
-            pairs.append((past.node, past.turn))
+            if past.index > known[past.unit]:  # else learned through another unit meanwhile
+                self._learn(unit, past.unit, past.index)
+                pairs.append((past.node, past.turn))
         self.learned[unit, index] = Counter(known)
         if node.leaves:
             self._pass_through(node, index, turn)
         if node.produces:
             self._remember(node, index, turn)
         return pairs
+
+    def _learn(self, unit: Unit, owner: Unit, index: int) -> None:
+        """`unit` meets the release of `owner`'s instruction `index`."""
+        assert index > self.paired.get((owner, unit), 0), "semaphores would meet out of order"
+        self.paired[owner, unit] = index
+        known = self.known[unit]
+        known[owner] = max(known[owner], index)
+        for third, seen in self.learned[owner, index].items():
+            if third != unit:
+                known[third] = max(known[third], seen)
 
     def _needed(self, node: _Node, turn: int, loop: str | None) -> list[_Past]:
         """The latest conflicting access of each other unit that is not known to be done."""
@@ -139,17 +163,13 @@ def _nop(unit: Unit) -> Op:
 def _close(loop: Loop) -> list[_Node]:
     """A loop as nodes: entry nops, primes, the loop, drains, exit nops."""
     body = _flatten(loop.body)
-    tracker = _Tracker()
     tracked = [node for node in body if node.tracked]
-    for node in tracked:
-        tracker.visit(node, 0, loop.name)
     carried: Counter[tuple[Unit, Unit]] = Counter()
-    for node in tracked:
-        for producer, turn in tracker.visit(node, 1, loop.name):
-            node.waits.add(producer.unit)
-            producer.releases.add(node.unit)
-            if turn == 0:
-                carried[producer.unit, node.unit] += 1
+    for node, producer, turn in _steady_pairs(tracked, loop.name):
+        node.waits.add(producer.unit)
+        producer.releases.add(node.unit)
+        if turn == 0:
+            carried[producer.unit, node.unit] += 1
     _check_order(tracked)
     touched = _touched(tracked)
     entry = [
@@ -173,6 +193,28 @@ def _close(loop: Loop) -> list[_Node]:
     start = _Node(Op.make("sys.loop", count=loop.count), closed=True)
     end = _Node(Op.make("sys.end"), closed=True)
     return [*entry, *primes, start, *body, end, *drains, *leave]
+
+
+def _steady_pairs(nodes: Sequence[_Node], loop: str) -> list[tuple[_Node, _Node, int]]:
+    """Pairs (consumer, producer, turn) of an iteration behind another one; turn 0 is the earlier.
+
+    An iteration's own pairs must be the same in all iterations. Those that only the second one
+    needs (for something the first one left behind) are settled for both, until nothing changes.
+    """
+    settled: dict[int, dict[int, _Node]] = {id(node): {} for node in nodes}
+    while True:
+        tracker, found, grown = _Tracker(), [], False
+        for turn in (0, 1):
+            for node in nodes:
+                mine = settled[id(node)]
+                for producer, made in tracker.visit(node, turn, loop, list(mine.values())):
+                    if made == turn and id(producer) not in mine:
+                        mine[id(producer)] = producer
+                        grown = True
+                    if turn == 1:
+                        found.append((node, producer, made))
+        if not grown:
+            return found
 
 
 def _touched(nodes: Iterable[_Node]) -> dict[Unit, tuple[Access, ...]]:

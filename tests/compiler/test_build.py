@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driver import Driver
+from random_quantized import random_model
+
 from flightllm.compiler.build import build_program, build_shape_program
 from flightllm.compiler.fuse import fuse, verify_fused
 from flightllm.compiler.graph import Graph, Node, build_graph, verify_graph
@@ -19,7 +21,6 @@ from flightllm.sim.functional import FunctionalDevice
 from flightllm.spec.config import load_config
 from flightllm.spec.device import memory_sha256
 from flightllm.spec.errors import InputError, VerifyError
-from random_quantized import random_model
 
 
 def test_fused_graph_leaves_only_unit_operations() -> None:

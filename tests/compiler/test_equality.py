@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from driver import Driver
+from random_quantized import VARIANTS, random_model
+
 from flightllm.compiler.build import build_program
 from flightllm.models.integer import IntegerCache, IntegerModel
 from flightllm.sim.functional import FunctionalDevice
 from flightllm.spec.config import load_config
-from flightllm.spec.device import memory_sha256
-from random_quantized import VARIANTS, random_model
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from flightllm.spec.device import read_row, write_row
 from flightllm.spec.isa import Register
 
