@@ -41,17 +41,30 @@ def _flush_one(x: Any) -> Any:
 _flush = njit(inline="always")(_flush_one)
 
 
-def _dot_tile(weights: Any, g: int, activations: Any, sums: Any) -> None:
-    """Write the integer products of group g of a tile [16, groups, group] to sums int32 [16]."""
+def _dot_rows(weights: Any, g: int, activations: Any, group: int, sums: Any) -> None:
     for j in range(TILE):
         row = weights[j, g]
         total = np.int32(0)
-        for k in range(activations.shape[0]):
+        for k in range(group):
             total += np.int32(row[k]) * np.int32(activations[k])
         sums[j] = total
 
 
-_dots = njit(nogil=True)(_dot_tile)
+_dot = njit(inline="always")(_dot_rows)
+
+
+def _dot_tile(weights: Any, g: int, activations: Any, sums: Any) -> None:
+    """Write the integer products of group g of a tile [16, groups, group] to sums int32 [16]."""
+    group = activations.shape[0]
+    if group == 128:  # a constant lets the compiler unroll: a quarter faster
+        _dot(weights, g, activations, 128, sums)
+    elif group == 64:
+        _dot(weights, g, activations, 64, sums)
+    else:
+        _dot(weights, g, activations, group, sums)
+
+
+_dots = njit(inline="always")(_dot_tile)
 
 
 def _accumulate_rows(
@@ -75,6 +88,7 @@ def _accumulate_rows(
     vectors, groups, _ = x.shape
     acc = np.empty((vectors, TILE), np.float32)
     isum, asum = np.empty(TILE, np.int32), np.empty(TILE, np.int32)
+    factor, offset = np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
     for start in range(first, last, TILE):
         row = min(start, levels.shape[0] - TILE)
         # Slices, so that the compiler sees indices that are never negative.
@@ -82,11 +96,16 @@ def _accumulate_rows(
         scale, minimum = scales[row : row + TILE], minima[row : row + TILE]
         acc[:] = _ZERO
         for g in range(groups):
+            for j in range(TILE):
+                factor[j] = scale[j, g]
+            if mode != _NO_MINIMA:
+                for j in range(TILE):
+                    offset[j] = minimum[j, g]
             for v in range(vectors):
                 _dots(tile, g, x[v, g], isum)
                 if mode == _NO_MINIMA:
                     for j in range(TILE):
-                        term = _flush(np.float32(isum[j]) * scale[j, g])
+                        term = _flush(np.float32(isum[j]) * factor[j])
                         acc[v, j] = _flush(acc[v, j] + term)
                     continue
                 if mode == _DENSE_MINIMA:
@@ -94,8 +113,8 @@ def _accumulate_rows(
                 else:
                     _dots(kept, g, x[v, g], asum)
                 for j in range(TILE):
-                    term = _flush(np.float32(isum[j]) * scale[j, g])
-                    term = _flush(term + _flush(np.float32(asum[j]) * minimum[j, g]))
+                    term = _flush(np.float32(isum[j]) * factor[j])
+                    term = _flush(term + _flush(np.float32(asum[j]) * offset[j]))
                     acc[v, j] = _flush(acc[v, j] + term)
         for v in range(vectors):
             for j in range(TILE):
