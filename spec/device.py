@@ -69,8 +69,17 @@ def check_program(config: HwConfig, program: Program) -> None:
 
 
 def write_row(device: Device, segment: Segment, row: int, values: NDArray[np.generic]) -> None:
-    """Write a spread vector of 4-byte elements into row `row` of a table segment."""
+    """Write a spread vector of 4-byte elements into row `row` of a table segment.
+
+    Raises
+    ------
+    ValueError
+        When elements have another size or the vector does not lie inside the segment.
+    """
     shares = row_shares(len(values), device.config.channels[segment.core])
+    if values.dtype.itemsize != 4:
+        raise ValueError(f"{segment.name}: elements of {values.dtype.itemsize} bytes, expected 4")
+    _check_row(segment, row, shares)
     for channel, (a, b) in enumerate(shares):
         if b > a:
             address = segment.base + row * segment.row
@@ -79,12 +88,29 @@ def write_row(device: Device, segment: Segment, row: int, values: NDArray[np.gen
 
 def read_row(device: Device, segment: Segment, row: int, count: int,
              dtype: type[np.generic] = np.float32) -> NDArray[np.generic]:  # fmt: skip
-    """Read a spread vector of `count` 4-byte elements from row `row` of a table segment."""
+    """Read a spread vector of `count` 4-byte elements from row `row` of a table segment.
+
+    Raises
+    ------
+    ValueError
+        When the vector does not lie inside the segment.
+    """
     parts = []
-    for channel, (a, b) in enumerate(row_shares(count, device.config.channels[segment.core])):
+    shares = row_shares(count, device.config.channels[segment.core])
+    _check_row(segment, row, shares)
+    for channel, (a, b) in enumerate(shares):
         address = segment.base + row * segment.row
         parts.append(device.read(segment.core, channel, address, 4 * (b - a)))
     return np.frombuffer(b"".join(parts), dtype)
+
+
+def _check_row(segment: Segment, row: int, shares: list[tuple[int, int]]) -> None:
+    size = 4 * max(b - a for a, b in shares)
+    if size > segment.row or not 0 <= row * segment.row <= segment.size - segment.row:
+        raise ValueError(
+            f"{segment.name}: row {row} of {size} bytes does not lie in {segment.size} bytes "
+            f"of rows of {segment.row}"
+        )
 
 
 def memory_sha256(device: Device, program: Program) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from flightllm.spec.errors import InputError
 from flightllm.spec.isa import (
     IMMEDIATE_BITS,
+    REGISTER_BITS,
     REGISTERS,
     UNITS,
     Instruction,
@@ -116,12 +117,17 @@ def encode(ops: Sequence[Op]) -> list[int]:
     Raises
     ------
     InputError
-        When an operand does not fit its field; names instruction, operand and value.
+        When an operand does not fit its field, or an instruction waits for its own unit; names
+        instruction, operand and value.
     """
     words: list[int] = []
     for op in ops:
         kind = op.kind
-        high = op.rd if kind.writes_register else 0
+        if kind.unit in op.wait | op.release:
+            raise InputError(f"{kind.name}: a unit cannot wait for itself or release itself")
+        if not 0 <= op.rd < (REGISTERS if kind.writes_register else 1):
+            raise InputError(f"{kind.name}: it has no destination register {op.rd}")
+        high = op.rd
         for bit, name in enumerate(kind.flags):
             high |= (name in op.flags) << bit
         words.append(
@@ -147,7 +153,8 @@ def decode(words: Sequence[int]) -> list[Op]:
     Raises
     ------
     InputError
-        When a word is no instruction or the last instruction is cut short; names the word.
+        When a word is no instruction, has reserved bits set or the last instruction is cut short;
+        names the word.
     """
     return [op for _, op in _decode(words)]
 
@@ -168,8 +175,11 @@ def _decode(words: Sequence[int]) -> Iterator[tuple[int, Op]]:
             imm = (bits & (2 * _LIMIT - 1) ^ _LIMIT) - _LIMIT
             operands[operand.name] = bits if operand.raw else Value(imm, bits >> IMMEDIATE_BITS)
         high = head >> 20
-        flags = frozenset(name for bit, name in enumerate(kind.flags) if high >> bit & 1)
         wait, release = _units(head >> 8 & 63), _units(head >> 14 & 63)
+        used = REGISTER_BITS if kind.writes_register else len(kind.flags)
+        if high >> used or kind.unit in wait | release:
+            raise InputError(f"word {at}: {kind.name} has reserved bits set")
+        flags = frozenset(name for bit, name in enumerate(kind.flags) if high >> bit & 1)
         rd = high & 31 if kind.writes_register else 0
         yield at, Op(kind, operands, flags, rd, wait, release)
         at += kind.words

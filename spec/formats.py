@@ -24,6 +24,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from flightllm.spec.bitstream import deinterleave, interleave, pack_codes, unpack_codes
 from flightllm.spec.errors import InputError
 from flightllm.spec.quant import QuantTensor
 
@@ -202,54 +203,6 @@ def matrix_bytes(fmt: MatrixFormat, rows: int, kgroups: int, channels: int) -> i
     return max(stream_bytes(fmt, rows, kgroups, channels))
 
 
-# ------------------------------------------------------------------------------------ bit streams
-
-
-def pack_codes(codes: U8, bits: int) -> U8:
-    """Little-endian bit stream of the last axis; codes uint8 [..., n], n * bits a multiple of 8."""
-    if bits == 8:
-        return codes
-    if bits in (2, 4):
-        per = 8 // bits
-        lanes = codes.reshape(*codes.shape[:-1], -1, per)
-        out = np.zeros(lanes.shape[:-1], np.uint8)
-        for lane in range(per):
-            out |= lanes[..., lane] << np.uint8(lane * bits)
-        return out
-    planes = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
-    return np.packbits(planes.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
-
-
-def unpack_codes(data: U8, bits: int, count: int) -> U8:
-    """The first `count` codes of each bit stream; inverse of `pack_codes`."""
-    if bits == 8:
-        return data[..., :count]
-    if bits in (2, 4):
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        lanes = data[..., None] >> shifts & np.uint8((1 << bits) - 1)
-        return lanes.reshape(*data.shape[:-1], -1)[..., :count]
-    planes = np.unpackbits(data, axis=-1, count=count * bits, bitorder="little")
-    planes = planes.reshape(*data.shape[:-1], count, bits)
-    return np.packbits(planes, axis=-1, bitorder="little")[..., 0]
-
-
-def _interleave(codes: U8, bytewise: bool) -> U8:
-    """[..., 2 rows, n] -> [..., 2n] in storage order."""
-    *lead, _, n = codes.shape
-    if bytewise:
-        codes = codes.reshape(*lead, 2, n // 2, 2)
-        return np.moveaxis(codes, -3, -2).reshape(*lead, 2 * n)
-    return np.swapaxes(codes, -1, -2).reshape(*lead, 2 * n)
-
-
-def _deinterleave(codes: U8, bytewise: bool) -> U8:
-    """Inverse of `_interleave`."""
-    *lead, n2 = codes.shape
-    if bytewise:
-        return np.moveaxis(codes.reshape(*lead, n2 // 4, 2, 2), -2, -3).reshape(*lead, 2, n2 // 2)
-    return np.swapaxes(codes.reshape(*lead, n2 // 2, 2), -1, -2)
-
-
 def _order(rows: int, kgroups: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """(pair, group) of each pair-group of a channel with `rows` rows, in storage order."""
     pairs = -(-rows // 2)
@@ -273,10 +226,19 @@ def _sectioned(parts: Sequence[U8], sizes: Sequence[int]) -> U8:
 
 
 def stored_codes(tensor: QuantTensor, columns: int) -> U8:
-    """The unsigned codes of `tensor` [rows, columns], padded columns being level 0."""
-    levels = tensor.levels
+    """The unsigned codes of `tensor` [rows, columns].
+
+    Columns beyond the tensor's hold code 0, whatever level that is: activations there are 0.
+
+    Raises
+    ------
+    InputError
+        When a level has no code of the tensor's width.
+    """
+    levels, limit = tensor.levels, 1 << (tensor.bits - 1)
+    wrong = False
     if tensor.table is not None:
-        lookup = np.zeros(256, np.uint8)
+        lookup = np.full(256, 255, np.uint8)
         for index, level in reversed(list(enumerate(tensor.table))):
             lookup[level & 255] = index
         codes = lookup[levels.view(np.uint8)]
@@ -284,7 +246,12 @@ def stored_codes(tensor: QuantTensor, columns: int) -> U8:
         zeros = np.repeat(tensor.zeros, tensor.group, axis=1)[:, : levels.shape[1]]
         codes = (levels.astype(np.int16) + zeros).astype(np.uint8)
     else:
+        wrong = levels.min(initial=0) < -limit or levels.max(initial=0) >= limit
         codes = levels.view(np.uint8) & np.uint8((1 << tensor.bits) - 1)
+    if tensor.mask is not None:
+        codes = codes * tensor.mask
+    if wrong or codes.max(initial=0) >= 2 * limit:
+        raise InputError(f"a weight's level has no code of {tensor.bits} bits")
     return np.pad(codes, ((0, 0), (0, columns - levels.shape[1])))
 
 
@@ -357,7 +324,7 @@ def _pack_share(fmt: MatrixFormat, codes: U8, scales: NDArray[np.float16],
         stored = dense[keep].reshape(chunks * PAIRS, 2, fmt.codes_per_group)
     else:
         stored = grouped(codes, fmt.group)
-    flat = _interleave(stored.astype(np.uint8, copy=False), fmt.bytewise)
+    flat = interleave(stored.astype(np.uint8, copy=False), fmt.bytewise)
     parts.append(pack_codes(flat, fmt.bits).reshape(chunks, -1))
     return _sectioned(parts, sizes)
 
@@ -463,7 +430,7 @@ def _unpack_chunks(fmt: MatrixFormat, stream: U8, rows: int, kgroups: int,
 
     per = fmt.codes_per_group
     stored = unpack_codes(code[:, : BLOCK * per * fmt.bits // 8], fmt.bits, BLOCK * per)
-    levels = _levels(fmt, _deinterleave(stored.reshape(count, 2 * per), fmt.bytewise), table)
+    levels = _levels(fmt, deinterleave(stored.reshape(count, 2 * per), fmt.bytewise), table)
     scales = placed(halves(scale, np.float16), 1).astype(np.float32) if fmt.scale else None
     extra = None
     if fmt.second == Second.ZERO:
@@ -511,6 +478,6 @@ def _unpack_whole(fmt: MatrixFormat, data: Sequence[U8], rows: int, kgroups: int
         pairs = -(-(b - a) // 2)
         used = part.reshape(kgroups, -1)[:, : pairs * BLOCK * 2 * fmt.bits // 8]
         codes = unpack_codes(used, fmt.bits, pairs * BLOCK * 2).reshape(kgroups, pairs, -1)
-        levels = _levels(fmt, _deinterleave(codes, fmt.bytewise), None)  # [blocks, pairs, 2, 32]
+        levels = _levels(fmt, deinterleave(codes, fmt.bytewise), None)  # [blocks, pairs, 2, 32]
         parts.append(np.moveaxis(levels, 0, 2).reshape(2 * pairs, kgroups * BLOCK)[: b - a])
     return Unpacked(np.concatenate(parts), None, None, None)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flightllm.spec.config import HwConfig
-from flightllm.spec.errors import InputError
+from flightllm.spec.errors import InputError, VerifyError
 from flightllm.spec.formats import ALIGN
 
 __all__ = ["CoreCode", "ModelFacts", "Program", "Segment", "load_program", "save_program"]
@@ -156,6 +156,7 @@ def _manifest(program: Program, segments: list[Segment], code_sha: str) -> dict[
         "shape_only": program.shape_only,
         "report": program.report,
     }
+    body = json.loads(json.dumps(body))  # as it will be read back
     body["digest"] = _sha256([json.dumps(body, sort_keys=True).encode()])
     return body
 
@@ -178,7 +179,9 @@ def save_program(program: Program, folder: Path, extra: Iterable[Path] = (),
     InputError
         When `folder` exists and is not a program folder.
     """
-    if folder.exists() and not (folder / "manifest.json").is_file() and any(folder.iterdir()):
+    folder = folder.absolute()
+    ours = (folder / "manifest.json").is_file()
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no program folder; choose another -o")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -213,6 +216,11 @@ def _write_image(program: Program, path: Path,
                 out.append(segment)
                 continue
             data = np.ascontiguousarray(program.data(segment))
+            if data.shape != (channels[segment.core], segment.size) or data.dtype != np.uint8:
+                raise VerifyError(
+                    f"segment {segment.name!r} of core {segment.core}: {data.dtype} {data.shape}, "
+                    f"expected uint8 {(channels[segment.core], segment.size)}"
+                )
             file.write(data.data)
             out.append(dataclasses.replace(segment, sha256=_sha256([data.data])))
             done += data.nbytes

@@ -16,13 +16,15 @@ order, and never wait; all others go to the queue of their unit with their opera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from flightllm.spec.errors import InputError
+from flightllm.spec.errors import InputError, VerifyError
 
 __all__ = [
     "INSTRUCTIONS", "Instruction", "Operand", "Register", "Unit", "UNITS", "by_name", "find",
+    "verify_table",
 ]  # fmt: skip
 
 
@@ -55,6 +57,8 @@ class Register(IntEnum):
 
 
 REGISTERS = 32
+REGISTER_BITS = 5
+FLAG_BITS = 12
 IMMEDIATE_BITS = 27
 
 
@@ -389,12 +393,29 @@ def find(unit: int, function: int) -> Instruction:
     return entry
 
 
-def _verify() -> None:
-    assert len(_BY_CODE) == len(_BY_NAME) == len(INSTRUCTIONS), "two instructions share a code"
-    for entry in INSTRUCTIONS:
-        assert 0 <= entry.function < 16 and len(entry.flags) <= 12, entry.name
+def verify_table(table: Sequence[Instruction]) -> None:
+    """Check that every instruction has a code, a name and bits of its own.
+
+    Raises
+    ------
+    VerifyError
+        Names the instruction whose code, name, operands or flags collide.
+    """
+    taken: set[object] = set()
+    for entry in table:
+        code = (entry.unit, entry.function)
+        if entry.name in taken or code in taken:
+            raise VerifyError(f"{entry.name}: another instruction has its name or its code {code}")
+        taken |= {entry.name, code}
+        if not 0 <= entry.function < 16:
+            raise VerifyError(f"{entry.name}: function {entry.function} does not fit 4 bits")
+        if len(entry.flags) > (0 if entry.writes_register else FLAG_BITS):
+            raise VerifyError(f"{entry.name}: its flags overlap other bits of word 0")
         names = [operand.name for operand in entry.operands]
-        assert len(set(names)) == len(names), entry.name
+        if len(set(names)) < len(names) or len(set(entry.flags)) < len(entry.flags):
+            raise VerifyError(f"{entry.name}: two operands or flags share a name")
+        if (entry.scalar or entry.writes_register) and entry.unit != Unit.SYS:
+            raise VerifyError(f"{entry.name}: only SYS instructions run in the dispatcher")
 
 
-_verify()
+verify_table(INSTRUCTIONS)

@@ -59,6 +59,10 @@ class QuantTensor:
                 raise ValueError(f"{name}: shape {part.shape}, expected {(rows, groups)}")
         if (self.kept == 16) != (self.mask is None):
             raise ValueError("mask: a sparse tensor needs one and a dense tensor has none")
+        if self.zeros is not None and (self.minima is not None or self.table is not None):
+            raise ValueError("zeros: a tensor with zero points has neither minima nor a table")
+        if self.table is not None and not 0 < len(self.table) <= 1 << min(self.bits, 4):
+            raise ValueError(f"table: {len(self.table)} levels do not fit {self.bits} bits")
 
     @property
     def shape(self) -> tuple[int, int]:
