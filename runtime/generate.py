@@ -13,7 +13,7 @@ from flightllm.runtime.session import Session
 from flightllm.spec.device import RunResult
 from flightllm.spec.errors import InputError
 
-__all__ = ["Generation", "Generator", "encode_prompt", "generate"]
+__all__ = ["Generation", "Generator", "TextStream", "encode_prompt", "generate"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,56 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
+class TextStream:
+    """A prompt's continuation as text; iterate over it, then ask for the result.
+
+    Parameters
+    ----------
+    prompt : text, or token ids.
+    tokens, sampler, steps : as for `Generator`.
+
+    Raises
+    ------
+    InputError
+        As `Generator`; also when the tokeniser belongs to another model.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        prompt: str | Sequence[int],
+        tokens: int = 64,
+        sampler: Sampler | None = None,
+        steps: int = 1,
+    ) -> None:
+        model = session.program.model
+        if tokenizer.vocab > model.vocab:
+            raise InputError(
+                f"{model.name}: the tokenizer has {tokenizer.vocab} ids, but the program's"
+                f" vocabulary is {model.vocab}: they do not belong together"
+            )
+        ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+        self._run = Generator(session, ids, tokens, sampler, steps=steps)
+        self._decoder = tokenizer.stream(ids)
+        self._pieces: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        """Generate; each piece is whole characters, as soon as they are certain."""
+        for token in self._run:
+            yield from self._put(self._decoder.push(token))
+        yield from self._put(self._decoder.finish())
+
+    def _put(self, piece: str) -> Iterator[str]:
+        if piece:
+            self._pieces.append(piece)
+            yield piece
+
+    def result(self) -> Generation:
+        """What was generated so far, and what it cost."""
+        return self._run.result("".join(self._pieces))
+
+
 def generate(
     session: Session,
     tokenizer: Tokenizer,
@@ -201,36 +251,12 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     steps: int = 1,
 ) -> Generation:
-    """Continue a prompt.
+    """Continue a prompt to its end; `on_text` gets the text piece by piece.
 
-    Parameters
-    ----------
-    prompt : text, or token ids.
-    on_text : gets the text piece by piece, in whole characters, as it is generated.
-    tokens, sampler, steps : as for `Generator`.
-
-    Raises
-    ------
-    InputError
-        As `Generator`; also when the tokeniser belongs to another model.
+    The other parameters and the errors are those of `TextStream`.
     """
-    model = session.program.model
-    if tokenizer.vocab > model.vocab:
-        raise InputError(
-            f"{model.name}: the tokenizer has {tokenizer.vocab} ids, but the program's vocabulary"
-            f" is {model.vocab}: they do not belong together"
-        )
-    ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    run = Generator(session, ids, tokens, sampler, steps=steps)
-    decoder, pieces = tokenizer.stream(ids), list[str]()
-
-    def put(piece: str) -> None:
-        if piece:
-            pieces.append(piece)
-            if on_text is not None:
-                on_text(piece)
-
-    for token in run:
-        put(decoder.push(token))
-    put(decoder.finish())
-    return run.result("".join(pieces))
+    stream = TextStream(session, tokenizer, prompt, tokens, sampler, steps)
+    for piece in stream:
+        if on_text is not None:
+            on_text(piece)
+    return stream.result()

@@ -1,0 +1,199 @@
+"""Whether a model will run on a board: what, where, why not, and what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flightllm.api import Board, as_config, tokenizer_of
+from flightllm.spec.config import HwConfig, load_config, preset_names
+from flightllm.spec.errors import InputError
+
+if TYPE_CHECKING:
+    from flightllm.compiler.scheme import QuantOptions
+    from flightllm.models.checkpoint import Checkpoint
+    from flightllm.models.config import ModelConfig
+    from flightllm.spec.image import Program
+
+__all__ = ["CheckReport", "Finding", "check"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `what`, whether it is all right, and why or why not."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything that was looked at.
+
+    Members
+    -------
+    findings : in the order of the way from checkpoint to tokens. changes : what would help.
+    program : the shape compiled for the board, None where it does not fit.
+    """
+
+    findings: list[Finding]
+    changes: list[str]
+    program: Program | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model will run on the board."""
+        return all(finding.ok for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values: dict[str, Any] = {
+            "ok": self.ok, "findings": [asdict(f) for f in self.findings], "changes": self.changes,
+        }  # fmt: skip
+        if self.program is not None:
+            values["max_length"] = self.program.model.max_length
+            values["instruction_bytes"] = self.program.instruction_bytes
+            values["segment_bytes"] = self.program.report["segment_bytes"]
+        return values
+
+
+def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckReport:
+    """Look at everything that compiling and running would need, without quantising.
+
+    Parameters
+    ----------
+    model, board, options : as for `flightllm.compile` (`weights`, `kv`, `head_bits`, `sparsity`,
+        `max_length`).
+
+    Raises
+    ------
+    InputError
+        When the model or the board cannot be read at all, or an option is none.
+    """
+    from flightllm.compiler.scheme import QuantOptions
+    from flightllm.models.checkpoint import open_checkpoint
+
+    config = as_config(board)
+    max_length = options.pop("max_length", None)
+    wanted = QuantOptions(**options)
+    checkpoint = open_checkpoint(model)
+    findings = [_model(checkpoint), _weights(checkpoint), _tokenizer(checkpoint)]
+    if wanted.scheme(bool(checkpoint.code_readers)) is None:
+        # A checkpoint's own codes are INT8 at most: what is counted here is the largest they get.
+        wanted = dataclasses.replace(wanted, weights="w8g32")
+    program, fit = _fit(checkpoint.config, wanted, config, max_length)
+    findings.append(fit)
+    changes = list[str]()
+    if program is None:
+        changes = list(_changes(checkpoint.config, wanted, config, max_length))
+    elif wanted.kept != 16:
+        findings.append(_sparsity(checkpoint.config, wanted, config, program))
+    return CheckReport(findings, changes, program)
+
+
+def _model(checkpoint: Checkpoint) -> Finding:
+    from flightllm.compiler.fold import check_supported
+
+    facts = checkpoint.config
+    try:
+        check_supported(facts)
+    except InputError as error:
+        return Finding("model", False, str(error))
+    return Finding(
+        "model", True,
+        f"{facts.family}, {facts.parameters:,} parameters, {facts.layers} layers,"
+        f" context {facts.max_length:,}",
+    )  # fmt: skip
+
+
+def _weights(checkpoint: Checkpoint) -> Finding:
+    if checkpoint.shape_only:
+        text = "none: compiles to instructions, but cannot run; give a folder that holds them"
+    else:
+        text = f"{len(checkpoint.readers)} tensors of the right shapes"
+    return Finding("weights", True, text)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Finding:
+    try:
+        tokenizer = tokenizer_of(checkpoint)
+    except InputError as error:
+        return Finding("tokenizer", False, str(error))
+    if tokenizer is None:
+        return Finding("tokenizer", True, "none: prompts are token ids")
+    return Finding("tokenizer", True, f"{tokenizer.vocab:,} ids")
+
+
+def _compiled(
+    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
+) -> Program:
+    from flightllm.compiler.build import build_shape_program
+
+    return build_shape_program(facts, options, config, max_length)
+
+
+def _fit(
+    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
+) -> tuple[Program | None, Finding]:
+    try:
+        program = _compiled(facts, options, config, max_length)
+    except InputError as error:
+        return None, Finding(f"board {config.name}", False, str(error))
+    length = program.model.max_length
+    used = [
+        sum(segment.size for segment in program.segments if segment.core == core)
+        for core in range(config.cores)
+    ]
+    text = (
+        f"{length:,} tokens, {max(used) / 2**20:.1f} of {config.memory.channel_mib} MiB a channel,"
+        f" {program.instruction_bytes:,} instruction bytes"
+    )
+    if length < (max_length or facts.max_length):
+        text += f"; the model's {facts.max_length:,} tokens do not fit its memory"
+    return program, Finding(f"board {config.name}", True, text)
+
+
+def _changes(
+    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
+) -> Iterator[str]:
+    """What would make a model fit, by trying."""
+    for label, other in (
+        ("--kv 4", dataclasses.replace(options, kv=4)),
+        ("--weights w3.5g128", dataclasses.replace(options, weights="w3.5g128")),
+        ("--weights w2g128", dataclasses.replace(options, weights="w2g128")),
+        ("--weights w2g128 --kv 4", dataclasses.replace(options, weights="w2g128", kv=4)),
+    ):
+        length = _length(facts, other, config, None)
+        if length:
+            yield f"{label} serves {length:,} tokens on this board"
+    for name in preset_names():
+        length = _length(facts, options, load_config(name), max_length)
+        if length:
+            yield f"--board {name} serves {length:,} tokens"
+
+
+def _length(
+    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
+) -> int:
+    try:
+        return _compiled(facts, options, config, max_length).model.max_length
+    except InputError:
+        return 0
+
+
+def _sparsity(
+    facts: ModelConfig, options: QuantOptions, config: HwConfig, program: Program
+) -> Finding:
+    """Whether the mask's bits cost more than the weights that it drops."""
+    dense = _compiled(
+        facts, dataclasses.replace(options, sparsity="none"), config, program.model.max_length
+    ).report["matrix_bytes"]
+    ratio = dense / program.report["matrix_bytes"]
+    text = f"{ratio:.2f} times fewer weight bytes than dense"
+    if ratio <= 1.05:
+        text = f"{options.sparsity} saves nothing at these widths ({text}): leave it out"
+    return Finding("sparsity", ratio > 1.05, text)

@@ -1,0 +1,102 @@
+"""`flightllm compile`: a model to a program folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flightllm.cli import STARTED
+from flightllm.cli.options import (
+    Board,
+    Calibrate,
+    HeadBits,
+    Json,
+    Kv,
+    MaxLength,
+    Model,
+    Sparsity,
+    Weights,
+)
+from flightllm.cli.output import facts, note, print_json, progress_bar
+from flightllm.spec.errors import InputError
+
+if TYPE_CHECKING:
+    from flightllm.api import Compilation
+
+__all__ = ["compile_model"]
+
+
+def compile_model(
+    model: Model,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write.")] = None,
+    board: Board = "tiny",
+    weights: Weights = None,
+    kv: Kv = 8,
+    head_bits: HeadBits = 8,
+    sparsity: Sparsity = "none",
+    calibrate: Calibrate = "auto",
+    max_length: MaxLength = None,
+    lengths: Annotated[
+        str,
+        typer.Option(help="adaptive; bucketed and unrolled are sized, but nothing is written."),
+    ] = "adaptive",
+    dump: Annotated[Path | None, typer.Option(help="Folder for each stage as text.")] = None,
+    json: Json = False,
+) -> None:
+    """Compile a model: instructions, memory image, manifest with digests."""
+    from flightllm import api
+
+    adaptive = lengths == "adaptive"
+    if out is None and adaptive:
+        raise InputError("compile needs a folder to write: give -o DIR")
+    with progress_bar() as progress:
+        made = api.build(
+            model, board, weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity,
+            calibrate=calibrate, max_length=max_length, lengths=lengths,
+            out=out if adaptive else None, dump=dump, progress=progress,
+        )  # fmt: skip
+    result = _result(made, board, lengths)
+    if not adaptive:
+        note(f"lengths {lengths}: sized only, no folder is written")
+    if made.program.model.max_length < result["model_max_length"] and max_length is None:
+        note(
+            f"maximum length {result['max_length']}: the model's {result['model_max_length']} "
+            f"do not fit the memory of {made.program.config.name}"
+        )
+    for text in result["notes"]:
+        note(text)
+    if json:
+        print_json(result)
+    else:
+        facts({name: value for name, value in result.items() if name != "notes"})
+
+
+def _result(made: Compilation, board: str, lengths: str) -> dict[str, Any]:
+    program, report = made.program, made.program.report
+    sizes = report["instruction_bytes_by_lengths"]
+    # Registers that a host writes are part of what control logic reads, whatever the scheme.
+    registers = program.instruction_bytes - sizes["adaptive"]
+    weight_work = 0.0
+    if made.quantised is not None:
+        weight_work = made.seconds["quantise"] + made.seconds.get("save", 0.0)
+    return {
+        "model": made.checkpoint.source,
+        "board": board,
+        "lengths": lengths,
+        "instruction_bytes": sizes[lengths] + registers,
+        "compile_seconds": time.perf_counter() - STARTED - weight_work,
+        "weight_bytes": report["weight_bytes"],
+        "average_weight_bits": report["average_weight_bits"],
+        "average_code_bits": report["average_code_bits"],
+        "max_length": program.model.max_length,
+        "model_max_length": made.checkpoint.config.max_length,
+        "shape_only": program.shape_only,
+        "digest": program.digest,
+        "config_digest": program.config.digest,
+        "folder": None if program.folder is None else str(program.folder),
+        "seconds": made.seconds,
+        "notes": [] if made.quantised is None else made.quantised.report.notes,
+    }

@@ -1,0 +1,59 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flightllm.spec.errors import InputError
+
+__all__ = [
+    "Board", "Calibrate", "HeadBits", "Json", "Kv", "MaxLength", "Model", "On", "Program",
+    "Sparsity", "Weights", "read_prompt", "read_text",
+]  # fmt: skip
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hugging Face folder, llama2.c file or zoo name.")
+]
+Program = Annotated[Path, typer.Argument(metavar="PROGRAM", help="Compiled program folder.")]
+Board = Annotated[str, typer.Option("--board", help="Preset name or .toml file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+On = Annotated[
+    str, typer.Option("--on", help="Executor: functional, or functional:SEED (random unit order).")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="w8g32, w4g128, w3.5g128, w2g128, ... or as-is.  [default: as-is for a quantised"
+        " checkpoint, else w4g128]"
+    ),
+]
+Kv = Annotated[int, typer.Option(help="Bits of a KV cache entry, 8 or 4.")]
+HeadBits = Annotated[int, typer.Option(help="Bits of the last projection.")]
+Sparsity = Annotated[str, typer.Option(help="none, 2:16, 4:16 or 8:16.")]
+Calibrate = Annotated[
+    str, typer.Option(help="auto (text sampled from the model), none, or a text file.")
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens to serve.  [default: the model's, capped by the board's memory]"),
+]
+
+
+def read_text(path: Path) -> str:
+    """A text file's contents; InputError when it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"text file {path} cannot be read: {reason}") from None
+
+
+def read_prompt(prompt: str) -> str:
+    """A prompt as given: the text itself, @FILE, or - for standard input."""
+    if prompt == "-":
+        return sys.stdin.read()
+    return read_text(Path(prompt[1:])) if prompt.startswith("@") else prompt

@@ -1,0 +1,141 @@
+"""Where two executors differ: the first instruction and field, or nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flightllm.executors import open_device
+from flightllm.runtime.generate import Generation, Generator
+from flightllm.runtime.session import Session
+from flightllm.spec.errors import InputError
+from flightllm.spec.image import Program
+from flightllm.spec.trace import TraceRecord
+
+__all__ = ["Comparison", "Difference", "compare"]
+
+_FIELDS = ("address", "name", "operands", "writes")
+Records = dict[tuple[int, str], list[TraceRecord]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first thing in which two executors differ.
+
+    Members
+    -------
+    core, unit, index, address, name : the instruction; `index` counts those of its unit.
+    field : what differs: "address", "name", "operands", "writes", "instructions" (one unit ran
+        more), "token_ids" or "memory_sha256" (then there is no instruction).
+    first, second : the two values.
+    """
+
+    field: str
+    first: Any
+    second: Any
+    core: int | None = None
+    unit: str | None = None
+    index: int | None = None
+    address: int | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs of one program side by side.
+
+    Members
+    -------
+    instructions : compared in all. difference : the first, or None.
+    """
+
+    between: tuple[str, str]
+    instructions: int
+    token_ids: tuple[int, ...]
+    memory_sha256: str
+    difference: Difference | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return self.difference is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = asdict(self)
+        return {"equal": self.equal, **values, "token_ids": [*self.token_ids]}
+
+
+def compare(
+    program: Program, between: tuple[str, str], ids: Sequence[int], tokens: int = 8
+) -> Comparison:
+    """Run a prompt on two executors and hold every instruction of every unit against its twin.
+
+    Units are compared each by itself, as executors may interleave them as they like.
+
+    Parameters
+    ----------
+    between : names of executors, see `flightllm.executors`.
+    ids : the prompt. tokens : to generate, greedily.
+
+    Raises
+    ------
+    InputError
+        For an unknown executor, an impossible prompt, or an executor that traces nothing.
+    """
+    runs, traces = list[Generation](), list[Records]()
+    for on in between:
+        records: Records = defaultdict(list)
+        device = open_device(on, program.config, _keeper(records))
+        try:
+            run = Generator(Session(device, program), ids, tokens)
+            for _ in run:
+                pass
+            runs.append(run.result())
+        finally:
+            device.close()
+        if not records:
+            raise InputError(f"executor {on!r} traces nothing, so it cannot be compared")
+        traces.append(records)
+    difference = _first_record(*traces) or _first_result(*runs)
+    count = sum(map(len, traces[0].values()))
+    return Comparison(between, count, runs[0].token_ids, runs[0].memory_sha256, difference)
+
+
+def _keeper(records: Records) -> Any:
+    return lambda record: records[record.core, record.unit].append(record)
+
+
+def _first_record(first: Records, second: Records) -> Difference | None:
+    """The difference that the first executor meets first in any unit, by the unit's own count."""
+    found = [
+        difference
+        for place in sorted(first.keys() | second.keys())
+        if (difference := _in_unit(place, first.get(place, []), second.get(place, [])))
+    ]
+    return min(found, key=lambda d: d.index or 0) if found else None
+
+
+def _in_unit(
+    place: tuple[int, str], first: list[TraceRecord], second: list[TraceRecord]
+) -> Difference | None:
+    core, unit = place
+    for index, (one, other) in enumerate(zip(first, second)):
+        for field in _FIELDS:
+            a, b = getattr(one, field), getattr(other, field)
+            if a != b:
+                return Difference(field, a, b, core, unit, index, one.address, one.name)
+    if len(first) != len(second):
+        index = min(len(first), len(second))
+        return Difference("instructions", len(first), len(second), core, unit, index)
+    return None
+
+
+def _first_result(first: Generation, second: Generation) -> Difference | None:
+    for field in ("token_ids", "memory_sha256"):
+        a, b = getattr(first, field), getattr(second, field)
+        if a != b:
+            return Difference(field, a, b)
+    return None

@@ -1,0 +1,47 @@
+"""The executors by name: what `--on` means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flightllm.spec.config import HwConfig
+from flightllm.spec.device import Device
+from flightllm.spec.errors import InputError
+from flightllm.spec.trace import TraceRecord
+
+__all__ = ["EXECUTORS", "open_device"]
+
+Tracer = Callable[[TraceRecord], None]
+
+
+def _functional(config: HwConfig, choice: str, trace: Tracer | None) -> Device:
+    """`functional`, or `functional:SEED` for a random legal order of the units."""
+    from flightllm.sim.functional import FunctionalDevice
+
+    if choice and not choice.isdigit():
+        raise InputError(f"executor 'functional:{choice}': {choice!r} is not a seed, a number")
+    return FunctionalDevice(config, seed=int(choice) if choice else None, trace=trace)
+
+
+EXECUTORS: dict[str, Callable[[HwConfig, str, Any], Device]] = {"functional": _functional}
+"""What makes each device from a configuration, the text behind the colon, and a tracer."""
+
+
+def open_device(on: str, config: HwConfig, trace: Tracer | None = None) -> Device:
+    """The executor called `on`, for programs of `config`.
+
+    Parameters
+    ----------
+    on : a name of `EXECUTORS`; "functional:SEED" runs its units in a random legal order.
+    trace : called with a record for each executed instruction.
+
+    Raises
+    ------
+    InputError
+        When there is no such executor.
+    """
+    name, _, choice = on.partition(":")
+    if name not in EXECUTORS:
+        raise InputError(f"executor {on!r} is not available; use {' or '.join(EXECUTORS)}")
+    return EXECUTORS[name](config, choice, trace)
