@@ -6,7 +6,7 @@ compiles it without fast maths, hence without fused multiply-adds or reordered s
 over the cores by threads of our own: kernels release the GIL, and Numba's threading layers, of
 which none survives both a fork and a call from two threads, stay unused.
 
-The machine code is cached on disk beside this file, or where NUMBA_CACHE_DIR says;
+The machine code is cached on disk beside this file, or where NUMBA_CACHE_DIR says, if it can be;
 NUMBA_NUM_THREADS limits the threads.
 """
 
@@ -149,7 +149,11 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
         ),
         _sum_rows: void(_input(int8, 2), _input(int16, 2), int64, int64, int32[:, ::1]),
     }  # fmt: skip
-    compiled: Callable[..., None] = njit(signatures[function], nogil=True, cache=True)(function)
+    compiled: Callable[..., None]
+    try:
+        compiled = njit(signatures[function], nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder to write the cache to
+        compiled = njit(signatures[function], nogil=True)(function)
     return compiled
 
 

@@ -160,6 +160,21 @@ def test_a_forked_child_computes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     child.join(60)
 
 
+def test_without_a_cache_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_one = kernels.njit
+
+    def no_locator(*arguments: Any, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_one(*arguments, **options)
+
+    monkeypatch.setattr(kernels, "njit", no_locator)
+    compiled = kernels._compiled.__wrapped__(kernels._sum_rows)
+    out = np.empty((1, 2), np.int32)
+    compiled(np.array([[1, 2], [3, 4]], np.int8), np.array([[5, 6]], np.int16), 0, 2, out)
+    assert out.tolist() == [[17, 39]]
+
+
 # --- errors ---
 
 
