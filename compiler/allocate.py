@@ -86,7 +86,7 @@ class Layout:
         lines = [f"max_length {self.max_length} attention_tile {self.attention_tile}"]
         for segment in self.memory.segments.values():
             lines.append(
-                f"  memory {segment.name:10} {segment.base:#012x} {segment.size:12d} bytes a channel"
+                f"  memory {segment.name:10} {segment.base:#012x} {segment.size:12d} B a channel"
                 f"{' writable' if segment.writable else ''}"
             )
         for name, region in self.regions.items():

@@ -14,7 +14,8 @@ from flightllm.compiler.fuse import fuse, verify_fused
 from flightllm.compiler.graph import Graph, build_graph, verify_graph
 from flightllm.compiler.ir import listing
 from flightllm.compiler.link import fill
-from flightllm.compiler.schedule import Schedule, parameters, schedule
+from flightllm.compiler.parameters import parameters
+from flightllm.compiler.schedule import Schedule, schedule
 from flightllm.compiler.scheme import QuantOptions
 from flightllm.compiler.shape import ModelShape, shape_of
 from flightllm.compiler.shape_only import shape_only
@@ -210,7 +211,8 @@ def build_program(model: QuantModel, config: HwConfig, name: str, bos: int | Non
 
 
 def build_shape_program(config: ModelConfig, options: QuantOptions, hw: HwConfig,
-                        max_length: int | None = None, dump: Path | None = None) -> Program:  # fmt: skip
+                        max_length: int | None = None,
+                        dump: Path | None = None) -> Program:  # fmt: skip
     """Compile a model of which only the configuration is known (see `shape_only`)."""
     shape = shape_only(config, options)
     return build_shape(shape, hw, config.bos, config.eos, max_length, dump)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flightllm.compiler.ir import Loop, Step
-from flightllm.compiler.schedule import Parameters, Schedule
+from flightllm.compiler.parameters import Parameters
+from flightllm.compiler.schedule import Schedule
 from flightllm.compiler.sync import synchronise
 from flightllm.spec.config import HwConfig
 from flightllm.spec.encoding import encode

@@ -40,7 +40,8 @@ class Node:
         dims = "x".join(str(d) for d in self.shape)
         weight = f" @{self.weight}" if self.weight else ""
         attrs = "".join(f" {k}={v}" for k, v in self.attrs.items())
-        return f"%{self.result}:{self.dtype}[{dims}] = {self.op}({', '.join('%' + i for i in self.inputs)}){weight}{attrs}"
+        inputs = ", ".join(f"%{name}" for name in self.inputs)
+        return f"%{self.result}:{self.dtype}[{dims}] = {self.op}({inputs}){weight}{attrs}"
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ def _close(loop: Loop) -> list[_Node]:
         _Node(_nop(unit), acc, produces=False, optional=True) for unit, acc in touched.items()
     ]
     leave = [
-        _Node(_nop(unit), acc, consumes=False, optional=True, leaves=True) for unit, acc in touched.items()
+        _Node(_nop(unit), acc, consumes=False, optional=True, leaves=True)
+        for unit, acc in touched.items()
     ]
     primes = [
         _Node(_nop(owner), releases={unit}, closed=True)

@@ -1,0 +1,121 @@
+"""What emitting a program needs at every step: registers, addresses, steps, loops, streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flightllm.compiler.allocate import Layout, Region
+from flightllm.compiler.graph import Graph
+from flightllm.compiler.ir import Access, Loop, Step
+from flightllm.compiler.parameters import Parameters
+from flightllm.compiler.shape import ModelShape
+from flightllm.compiler.tile import CoreTile
+from flightllm.spec.config import HwConfig
+from flightllm.spec.encoding import Op, Value
+from flightllm.spec.formats import ALIGN
+from flightllm.spec.image import Segment
+from flightllm.spec.isa import Register
+
+__all__ = ["LOGITS", "NTOK", "POS", "R", "STEPS", "Builder", "padded", "reg"]
+
+POS, NTOK, STEPS, LOGITS = (
+    Value(0, r) for r in (Register.POS, Register.NTOK, Register.STEPS, Register.LOGITS)
+)
+_NAMES = (
+    "addr", "fmt", "table", "param", "vec", "kbase", "vbase", "key", "value", "start", "qsrc",
+    "qscale", "out", "scores", "vs", "prob", "factor", "rows", "base", "first", "blocks", "n1",
+    "p0", "tmp", "step", "row",
+)  # fmt: skip
+R = {name: Register.LOGITS + 1 + i for i, name in enumerate(_NAMES)}
+
+
+def reg(name: str, more: int = 0) -> Value:
+    """The program's register `name`, plus an immediate."""
+    return Value(more, R[name])
+
+
+def padded(count: int, unit: int) -> int:
+    """`count` rounded up to a multiple of `unit`."""
+    return -(-count // unit) * unit
+
+
+class Builder:
+    """Appends steps of one program of one core; `out` is the block being filled."""
+
+    def __init__(self, graph: Graph, shape: ModelShape, parts: list[CoreTile], core: int,
+                 layout: Layout, params: Parameters, config: HwConfig,
+                 mode: str) -> None:  # fmt: skip
+        self.graph, self.shape, self.parts, self.part = graph, shape, parts, parts[core]
+        self.core, self.layout, self.params, self.config = core, layout, params, config
+        self.decode = mode == "decode"
+        self.out: list[Step | Loop] = []
+
+    def step(self, name: str, *flags: str, touch: tuple[Access, ...] = (),
+             **operands: Value | int | float) -> None:  # fmt: skip
+        self.out.append(Step(Op.make(name, *flags, rd=0, **operands), touch))
+
+    def scalar(self, op: str, rd: str | Register, a: Value | int, b: Value | int = 0) -> None:
+        number = R[rd] if isinstance(rd, str) else rd
+        self.out.append(Step(Op.make(f"sys.{op}", rd=number, a=a, b=b)))
+
+    def loop(self, name: str, count: Value | int, fill: Callable[[], None]) -> None:
+        """A loop whose body `fill` appends."""
+        outer, self.out = self.out, []
+        fill()
+        body, self.out = tuple(self.out), outer
+        self.out.append(Loop(name, count if isinstance(count, Value) else Value(count), body))
+
+    def region(self, name: str) -> Region:
+        return self.layout.regions[name]
+
+    def at(self, name: str, more: int = 0) -> int:
+        return self.region(name).start + more
+
+    def reads(self, *names: str, apart: str = "") -> tuple[Access, ...]:
+        loops = (apart,) if apart else ()
+        return tuple(Access.of(self.region(n), False, *loops) for n in names)
+
+    def writes(self, *names: str, apart: str = "") -> tuple[Access, ...]:
+        loops = (apart,) if apart else ()
+        return tuple(Access.of(self.region(n), True, *loops) for n in names)
+
+    def segment(self, name: str) -> Segment:
+        return self.layout.memory.segments[name]
+
+    def units(self, name: str, more: int = 0) -> int:
+        """Address of a segment in 64-byte units."""
+        return (self.segment(name).base + more) // ALIGN
+
+    def memory(self, name: str, write: bool, *apart: str) -> Access:
+        return Access(f"memory.{name}", 0, 1, write, frozenset(apart))
+
+    @property
+    def several(self) -> bool:
+        return self.config.cores > 1
+
+    @property
+    def tokens(self) -> Value:
+        return Value(1) if self.decode else NTOK
+
+    def load_record(self, index: Value) -> tuple[Value, Value, Value | int]:
+        """Address, format and table of a matrix from its parameter record."""
+        names = ("addr", "fmt", "table")[: self.params.width]
+        for i, name in enumerate(names):
+            self.out.append(Step(Op.make("sys.param", rd=R[name], index=index + i)))
+        return reg("addr"), reg("fmt"), reg("table") if self.params.width == 3 else 0
+
+    def linear(self, touch: tuple[Access, ...], n1: Value | int, n2: int,
+               strides: dict[str, int], add: int | None = None,
+               **operands: Value | int) -> None:  # fmt: skip
+        """MM or MV with LD.stream before it; in MV mode the token dimension does not exist."""
+        matrix = {k: operands[k] for k in ("rows", "kgroups", "fmt", "first", "start")}
+        stream = tuple(a for a in touch if a.space.startswith("memory"))
+        self.step("ld.stream", addr=operands.pop("addr"), touch=stream, **matrix)
+        touch = tuple(a for a in touch if a not in stream)
+        flags = () if add is None else ("add",)
+        values: dict[str, Value | int] = {**operands, **strides, "add": add or 0, "n2": n2}
+        if self.decode:
+            values = {k: v for k, v in values.items() if not k.endswith("1")}
+            self.step("mv.linear", *flags, touch=touch, **values)
+        else:
+            self.step("mm.linear", *flags, touch=touch, n1=n1, **values)
