@@ -16,6 +16,29 @@ settings.register_profile("flightllm", deadline=None, derandomize=True, max_exam
 settings.load_profile("flightllm")
 
 
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run rewrite the golden texts instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden(name, text)` holds `text` against tests/golden/name."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{path} is missing; run pytest --update-golden"
+        assert text == path.read_text(encoding="utf-8"), f"{name} changed; see --update-golden"
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real checkpoints and texts, outside the repository."""
