@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flightllm.spec.config import HwConfig, load_config, preset_names
 from flightllm.spec.errors import InputError
 
