@@ -178,7 +178,7 @@ class _Core:
         """What the core's units wait for."""
         parts = []
         if self.pushing is not None:
-            parts.append(f"LD at word {self.pushing.address} (ld.stream) waits for room in the FIFO")
+            parts.append(f"LD at word {self.pushing.address} (ld.stream) waits for FIFO room")
         for unit in UNITS:
             if not self.queues[unit] or (unit == Unit.LD and self.pushing is not None):
                 continue
