@@ -156,8 +156,11 @@ class Session:
         return result
 
     def _write_tokens(self, ids: Sequence[int]) -> None:
+        # The row is spread as a whole tile, however few of its tokens there are.
+        padded = np.zeros(self.program.config.prefill_tile, np.int32)
+        padded[: len(ids)] = ids
         for segment in self._tokens:
-            write_row(self.device, segment, 0, np.asarray(ids, np.int32))
+            write_row(self.device, segment, 0, padded)
 
     def _read_rows(self, segment: Segment, out: NDArray[np.float32]) -> None:
         """Rows 0 .. len(out) - 1 of a table, one read a channel."""

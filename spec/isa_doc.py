@@ -121,7 +121,7 @@ _HOST = """\
 
 | segment | row | contents |
 |---|---|---|
-| tokens | 0 | int32 ids of the tile, spread |
+| tokens | 0 | int32 ids of the tile, padded to `prefill_tile` of them, spread |
 | logits | i | float32 logits, of this core's share of the vocabulary, of the i-th wanted token |
 | topk | s | (float32 logit, int32 id) pairs after decode step s, falling; 0 after prefill |
 | kv | - | the KV cache |
