@@ -1,0 +1,126 @@
+"""One folded decoder layer in float32 torch, with or without the device's INT8 vectors.
+
+Calibration runs two streams through it: the model as it is, and the model as the device will
+compute it. The second states the quantised vectors of docs/number-formats.md to float32 accuracy
+(rounding points are all there, table functions are exact); `flightllm.models.integer` has the bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flightllm.models.config import ModelConfig
+from flightllm.models.rope import rope_tables
+
+__all__ = ["Block", "fake_quant", "linear"]
+
+
+def fake_quant(x: Tensor, largest_level: int = 127, fp16_scale: bool = False) -> Tensor:
+    """Round the last axis to INT8 levels of its largest magnitude, and back to float32.
+
+    With `fp16_scale` the levels are scaled back by an fp16 value, as the KV cache does.
+    """
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=2.0**-64) / largest_level
+    levels = (x / scale).round_()
+    return levels * (scale.clamp(max=65504.0).half().float() if fp16_scale else scale)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias."""
+    return functional.linear(x, weight, bias)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What every layer of a model does.
+
+    Members
+    -------
+    quantised : whether vectors are quantised where the device does it. kv_bits : 8 or 4.
+    cos, sin : float32 [length, head_dim // 2], or None without RoPE.
+    """
+
+    config: ModelConfig
+    quantised: bool
+    kv_bits: int
+    cos: Tensor | None
+    sin: Tensor | None
+
+    @classmethod
+    def of(cls, config: ModelConfig, length: int, kv_bits: int, quantised: bool) -> Block:
+        """A block for sequences of up to `length` tokens."""
+        if config.rope is None:
+            return cls(config, quantised, kv_bits, None, None)
+        cos, sin = (torch.from_numpy(table) for table in rope_tables(config, length))
+        return cls(config, quantised, kv_bits, cos, sin)
+
+    def vector(self, x: Tensor) -> Tensor:
+        """A linear's input as it is, or quantised per token."""
+        return fake_quant(x) if self.quantised else x
+
+    def norm(self, x: Tensor, gain: Tensor) -> Tensor:
+        """RMSNorm of x [B, T, dim], as a linear's input."""
+        root = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.norm_eps)
+        return self.vector(x * gain) * root if self.quantised else x * root * gain
+
+    def heads(self, x: Tensor, rotate: bool) -> Tensor:
+        """[B, T, heads * head_dim] as [B, heads, T, head_dim], turned by RoPE if `rotate`."""
+        x = x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        if not rotate or self.cos is None or self.sin is None:
+            return x
+        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
+
+    def seen(self, tokens: int) -> Tensor:
+        """Which tokens each attends to, bool [T, T]."""
+        distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
+        mask = distance >= 0
+        return mask if self.config.window is None else mask & (distance < self.config.window)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention as the o projection's input [B, T, heads * head_dim].
+
+        Parameters
+        ----------
+        q : [B, heads, T, head_dim]; k, v : [B, kv_heads, T, head_dim]; q and k after RoPE.
+        """
+        repeat = q.shape[1] // k.shape[1]
+        mask = self.seen(q.shape[2])
+        if not self.quantised:
+            k, v = (part.repeat_interleave(repeat, dim=1) for part in (k, v))
+            out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return out.transpose(1, 2).flatten(2)
+        top = 127 if self.kv_bits == 8 else 7
+        k, v_back = fake_quant(k, top, True), fake_quant(v, top, True)
+        v_scale = (v.abs().amax(-1) / top).half().float().repeat_interleave(repeat, dim=1)
+        k, v_back = (part.repeat_interleave(repeat, dim=1) for part in (k, v_back))
+        score = fake_quant(q) @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        score = score.masked_fill(~mask, -torch.inf)
+        weight = torch.exp(score - score.amax(-1, keepdim=True))
+        total = weight.sum(-1, keepdim=True)
+        # V's scale of a token stands inside its probability when that is quantised.
+        row = v_scale[:, :, None, :]
+        largest = torch.where(mask, row, 0.0).amax(-1, keepdim=True).clamp(min=2.0**-64)
+        level = (weight * row / largest * 127).round_()
+        share = level * (largest / 127) / row.clamp(min=2.0**-24) / total
+        return self.vector((share @ v_back).transpose(1, 2).flatten(2))
+
+    def activate(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        """The MLP's inner vector, as the down projection's input."""
+        match self.config.activation:
+            case "silu":
+                assert gate is not None
+                inner = functional.silu(gate) * up
+            case "relu":
+                inner = functional.relu(up)
+            case "gelu_erf" if not self.quantised:
+                inner = functional.gelu(up)
+            case _:
+                inner = functional.gelu(up, approximate="tanh")
+        return self.vector(inner)

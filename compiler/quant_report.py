@@ -1,0 +1,105 @@
+"""What quantisation did, pass by pass: bits spent, errors made, widths chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flightllm.models.quantized import QuantModel
+from flightllm.spec.quant import QuantTensor
+
+__all__ = ["MatrixReport", "QuantReport", "average_bits", "stored_bits"]
+
+
+@dataclass(frozen=True)
+class MatrixReport:
+    """One matrix.
+
+    Members
+    -------
+    name : "layers.3.down" or "head". rows, columns, bits, group, kept : its format.
+    error : relative root-mean-square error, of its outputs on text held out from calibration, or
+        of its weights where nothing was calibrated.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    bits: int
+    group: int
+    kept: int
+    error: float
+
+
+@dataclass
+class QuantReport:
+    """The whole model.
+
+    Members
+    -------
+    scheme, sparsity, calibration : what was asked for, and the text that was used.
+    matrices : in data-flow order. residual_errors : relative error of the residual stream after
+        each layer, on held-out text. divergence : mean Kullback-Leibler divergence (nats a token)
+        of the quantised model from the float one on that text; top1_agreement : share of tokens
+        where both prefer the same one. None without calibration.
+    code_bits : average bits of the layers' codes (what a mixed scheme's number means).
+    average_weight_bits : codes, scales and indices of all matrices, head included, by weights.
+    notes : everything a user should know.
+    """
+
+    scheme: str
+    sparsity: str
+    calibration: str
+    matrices: list[MatrixReport] = field(default_factory=list)
+    residual_errors: list[float] = field(default_factory=list)
+    divergence: float | None = None
+    top1_agreement: float | None = None
+    code_bits: float = 0.0
+    average_weight_bits: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"quantise {self.scheme}, sparsity {self.sparsity}, calibration: {self.calibration}",
+            f"  {self.code_bits:.3f} bits a code in the layers,"
+            f" {self.average_weight_bits:.3f} stored bits a weight in all",
+        ]
+        lines += [
+            f"  {m.name:16} {m.rows:6}x{m.columns:<6} w{m.bits}g{m.group}"
+            f"{'' if m.kept == 16 else f' {m.kept}:16'} error {m.error:.5f}"
+            for m in self.matrices
+        ]
+        lines += [f"  layer {i}: residual error {e:.5f}" for i, e in enumerate(self.residual_errors)]
+        if self.divergence is not None and self.top1_agreement is not None:
+            lines.append(
+                f"  held-out text: divergence {self.divergence:.6f} nats a token,"
+                f" top-1 agreement {self.top1_agreement:.2%}"
+            )
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines) + "\n"
+
+
+def stored_bits(tensor: QuantTensor) -> float:
+    """Bits of codes, scales, minima, zero points and sparse indices, without alignment."""
+    rows, columns = tensor.shape
+    codes = rows * columns if tensor.mask is None else int(tensor.mask.sum())
+    seconds = sum(part is not None for part in (tensor.minima, tensor.zeros))
+    bits = codes * tensor.bits + tensor.scales.size * 16 * (1 + seconds)
+    if tensor.mask is not None:
+        index_rows = rows if tensor.private else (rows + 1) // 2
+        blocks = -(-columns // 16)
+        bits += index_rows * blocks * (4 * tensor.kept if tensor.kept == 2 else 16)
+    return float(bits)
+
+
+def average_bits(model: QuantModel) -> tuple[float, float]:
+    """Average bits of the layers' codes, and of all that is stored for all matrices, by weight."""
+    tensors = [
+        part.weight
+        for layer in model.layers
+        for name in ("q", "k", "v", "o", "gate", "up", "down")
+        if (part := getattr(layer, name)) is not None
+    ]
+    size = sum(t.levels.size for t in tensors)
+    codes = sum(t.levels.size * t.bits for t in tensors) / size
+    total = sum(map(stored_bits, [*tensors, model.head.weight]))
+    return codes, total / (size + model.head.weight.levels.size)

@@ -1,0 +1,330 @@
+"""Checkpoint to QuantModel: fold, calibrate, smooth, prune and quantise, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flightllm.compiler import calibrate, mixed, sensitivity, smooth
+from flightllm.compiler.as_is import can_keep, stored_matrix
+from flightllm.compiler.block import Block, linear
+from flightllm.compiler.compensation import Prepared, corrected_bias, fit_matrix, prepare
+from flightllm.compiler.fold import (
+    MATRICES,
+    FoldedLayer,
+    check_supported,
+    fold_ends,
+    fold_layer,
+    pair_order,
+)
+from flightllm.compiler.gptq import round_plain
+from flightllm.compiler.quant_report import MatrixReport, QuantReport, average_bits
+from flightllm.compiler.rounding import grid_for
+from flightllm.compiler.scheme import AS_IS, QuantOptions, Scheme, group_for
+from flightllm.compiler.streams import Streams, divergence
+from flightllm.models.checkpoint import Checkpoint
+from flightllm.models.quantized import QuantLayer, QuantLinear, QuantModel
+from flightllm.models.rope import rope_tables
+from flightllm.spec.quant import QuantTensor
+
+__all__ = ["Progress", "Quantised", "quantise"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, steps done and steps in all."""
+SMOOTHING_SEQUENCES = 16
+FALLBACK = Scheme(8, 32)
+"""What codes that the formats cannot hold are rounded to."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A quantised model and what it cost."""
+
+    model: QuantModel
+    report: QuantReport
+
+
+@torch.no_grad()
+def quantise(
+    checkpoint: Checkpoint, options: QuantOptions, progress: Progress | None = None
+) -> Quantised:
+    """Quantise a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : with weights. options : see `QuantOptions`.
+    progress : told of each step.
+
+    Returns
+    -------
+    The same result for the same checkpoint, options and machine.
+
+    Raises
+    ------
+    InputError : for a shape without weights, a model that the device cannot run, tensors that are
+        not finite, or calibration text that cannot be used.
+    """
+    return _Build(checkpoint, options, progress or (lambda what, done, total: None)).result()
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A linear's input in the float stream (h) and the quantised one (g) [B, T, K]."""
+
+    h: Tensor
+    g: Tensor
+    prepared: Prepared
+
+
+class _Build:
+    """One run of `quantise`."""
+
+    def __init__(self, checkpoint: Checkpoint, options: QuantOptions, progress: Progress) -> None:
+        self.checkpoint, self.options, self.progress = checkpoint, options, progress
+        self.config = config = checkpoint.config
+        check_supported(config)
+        self.length = options.length(config.max_length)
+        self.scheme = options.scheme(_is_quantised(checkpoint))
+        self.ends = fold_ends(checkpoint)
+        self.report = QuantReport(
+            AS_IS if self.scheme is None else str(self.scheme), options.sparsity, "none"
+        )
+        self.streams: Streams | None = None
+        if config.activation == "gelu_erf":
+            self.note("GELU is computed in its tanh form")
+
+    def note(self, text: str) -> None:
+        """Tell the user something once."""
+        if text not in self.report.notes:
+            self.report.notes.append(text)
+
+    # ------------------------------------------------------------------ before the layers
+
+    def _calibrate(self) -> None:
+        """Get the text and set both streams to the embedding."""
+        options, checkpoint = self.options, self.checkpoint
+        sequences, length = calibrate.calibration_size(self.config)
+        if options.calibrate == "none":
+            return
+        if options.calibrate == "auto":
+            found = calibrate.sample(
+                calibrate.float_model(checkpoint),
+                sequences,
+                length,
+                options.seed,
+                lambda done, total: self.progress("sample calibration text", done, total),
+            )
+        else:
+            found = calibrate.from_file(checkpoint, options.calibrate, sequences, length)
+        self.report.calibration = found.source
+        self.streams = Streams(self.config, self.ends, found, options.kv)
+
+    def _widths(self) -> mixed.Widths:
+        """Bits of every matrix."""
+        scheme = self.scheme or FALLBACK
+        sizes = mixed.matrix_sizes(self.config)
+        if not scheme.mixed:
+            return mixed.by_layer(dict.fromkeys(sizes, int(scheme.bits)))
+        self.progress("measure sensitivities", 0, 1)
+        choices = mixed.candidate_widths(scheme.bits)
+        layers = (fold_layer(self.checkpoint, i) for i in range(self.config.layers))
+        streams, group, kept = self.streams, scheme.group, self.options.kept
+        tokens = 0 if streams is None else sensitivity.SEQUENCES * streams.x.shape[1]
+        if streams is not None and sensitivity.affordable(self.config, tokens, len(choices)):
+            losses = sensitivity.by_divergence(
+                list(layers), self.ends, streams, choices, group, kept
+            )
+        else:
+            losses = sensitivity.by_output_error(layers, streams, choices, group, kept)
+        chosen = mixed.solve_widths(losses, list(sizes.values()), choices, scheme.bits)
+        return mixed.by_layer(dict(zip(sizes, chosen)))
+
+    # ------------------------------------------------------------------ one matrix
+
+    def _kept_codes(self, name: str, row_factor: Tensor | None) -> QuantTensor | None:
+        """The checkpoint's own codes of a matrix, where they are wanted and can be held."""
+        if self.scheme is not None:
+            return None
+        codes = self.checkpoint.codes(f"{name}.weight")
+        wanted = self.options.kept == 16 and (name != "head" or self.options.head_bits == 8)
+        if codes is None or not can_keep(codes) or self.config.norm != "rms" or not wanted:
+            self.note(f"codes that cannot be held as they are stored become {FALLBACK}")
+            return None
+        order = None
+        if self.config.rope is not None and name.endswith((".q", ".k")):
+            heads = codes.levels.shape[0] // self.config.head_dim
+            order = pair_order(heads, self.config.head_dim).numpy()
+        return stored_matrix(codes, order, None if row_factor is None else row_factor.numpy())
+
+    def _rounded(self, name: str, weight: Tensor, bits: int, site: _Site | None) -> QuantTensor:
+        """Prune and round one matrix; the head stays dense."""
+        grid, private = grid_for(bits), self.options.private_masks
+        group = group_for(weight.shape[1], (self.scheme or FALLBACK).group)
+        kept = 16 if name == "head" else self.options.kept
+        if site is None:
+            made = round_plain(weight, grid, group, kept, private)
+        else:
+            made = fit_matrix(weight, site.prepared, grid, group, kept, private)
+        return QuantTensor(
+            levels=made.levels.to(torch.int8).numpy(),
+            scales=made.scales.half().numpy(),
+            bits=grid.bits,
+            group=group,
+            table=grid.table,
+            kept=kept,
+            mask=None if made.mask is None else made.mask.numpy(),
+            private=private and made.mask is not None,
+        )
+
+    def _linear(
+        self, name: str, weight: Tensor, bias: Tensor | None, bits: int, site: _Site | None,
+        row_factor: Tensor | None = None,
+    ) -> QuantLinear:  # fmt: skip
+        """Quantise matrix `name` ("layers.3.down", "head") and correct its bias."""
+        tensor = self._kept_codes(name, row_factor)
+        if tensor is None:
+            tensor = self._rounded(name, weight, bits, site)
+        made, new_bias = torch.from_numpy(tensor.dequantised()), bias
+        if bias is not None and site is not None and self.streams is not None:
+            owed = self.streams.mean_owed() if name.endswith((".o", ".down")) else None
+            new_bias = corrected_bias(bias, weight, made, site.prepared.moments, owed)
+        wanted, got = weight, made
+        if site is not None and self.streams is not None:
+            wanted = linear(site.h[self.streams.held], weight, bias)
+            got = linear(site.g[self.streams.held], made, new_bias)
+        error = float((wanted - got).norm() / wanted.norm().clamp(min=1e-20))
+        self.report.matrices.append(
+            MatrixReport(name, *tensor.shape, tensor.bits, tensor.group, tensor.kept, error)
+        )
+        return QuantLinear(tensor, None if new_bias is None else new_bias.numpy())
+
+    # ------------------------------------------------------------------ one layer
+
+    def _smoothed(self, layer: FoldedLayer) -> tuple[FoldedLayer, dict[str, Tensor]]:
+        """The layer with K smoothing folded in, and what multiplied q's and k's rows (as-is)."""
+        streams = self.streams
+        if not self.options.smooth_k or self.config.head_dim % 2:
+            return layer, {}
+        turn = self.scheme is not None
+        if streams is None:
+            smoothing = smooth.smoothing_from_weights(layer, self.config)
+        else:
+            x = streams.x[:SMOOTHING_SEQUENCES]
+            q, k, _ = streams.heads(layer, streams.exact.norm(x, layer.attn_norm), streams.exact)
+            smoothing = smooth.smoothing_from_heads(q, k, streams.rounded, turn)
+        rows = {} if turn else smooth.row_factors(smoothing, self.config.heads)
+        return smooth.apply_smoothing(layer, smoothing), rows
+
+    def _site(self, h: Tensor, g: Tensor, residual: bool = False) -> _Site:
+        assert self.streams is not None
+        return _Site(h, g, prepare(self.streams.moments(h, g, residual)))
+
+    def _layer(self, index: int, widths: dict[str, int]) -> QuantLayer:
+        layer, rows = self._smoothed(fold_layer(self.checkpoint, index))
+        done: dict[str, QuantLinear] = {}
+
+        def run(names: tuple[str, ...], site: _Site | None) -> FoldedLayer:
+            """Quantise the matrices of one input; gives the layer with all that is done so far."""
+            for name in (name for name in names if name in layer.weights):
+                weight, bias = layer.weights[name], layer.biases.get(name)
+                done[name] = self._linear(
+                    f"layers.{index}.{name}", weight, bias, widths[name], site, rows.get(name)
+                )
+            return _with(layer, done)
+
+        if self.streams is None:
+            run(MATRICES, None)
+        else:
+            self._through(self.streams, layer, run)
+        return QuantLayer(
+            attn_norm=layer.attn_norm.numpy(),
+            mlp_norm=layer.mlp_norm.numpy(),
+            **{name: done.get(name) for name in MATRICES},  # type: ignore[arg-type]
+        )
+
+    def _through(
+        self, streams: Streams, layer: FoldedLayer,
+        run: Callable[[tuple[str, ...], _Site | None], FoldedLayer],
+    ) -> None:  # fmt: skip
+        """Take both streams through a layer, quantising each matrix when its input is known."""
+        exact, quant = streams.exact, streams.rounded
+        h, g = exact.norm(streams.x, layer.attn_norm), quant.norm(streams.y, layer.attn_norm)
+        rounded = run(("q", "k", "v"), self._site(h, g))
+        h, g = streams.attention(layer, h, exact), streams.attention(rounded, g, quant)
+        rounded = run(("o",), self._site(h, g, residual=True))
+        streams.add("o", layer, rounded, h, g)
+        h, g = exact.norm(streams.x, layer.mlp_norm), quant.norm(streams.y, layer.mlp_norm)
+        rounded = run(("gate", "up"), self._site(h, g))
+        h, g = streams.inner(layer, h, exact), streams.inner(rounded, g, quant)
+        rounded = run(("down",), self._site(h, g, residual=True))
+        streams.add("down", layer, rounded, h, g)
+        self.report.residual_errors.append(streams.residual_error())
+
+    # ------------------------------------------------------------------ after the layers
+
+    def _head(self) -> QuantLinear:
+        ends, streams, bits = self.ends, self.streams, self.options.head_bits
+        if streams is None:
+            return self._linear("head", ends.head, ends.head_bias, bits, None)
+        h = streams.exact.norm(streams.x, ends.final_norm)
+        g = streams.rounded.norm(streams.y, ends.final_norm)
+        head = self._linear("head", ends.head, ends.head_bias, bits, self._site(h, g))
+        made = torch.from_numpy(head.weight.dequantised())
+        bias = None if head.bias is None else torch.from_numpy(head.bias)
+        held = streams.held
+        self.report.divergence, self.report.top1_agreement = divergence(
+            linear(h[held], ends.head, ends.head_bias), linear(g[held], made, bias)
+        )
+        return head
+
+    def result(self) -> Quantised:
+        """Do everything."""
+        self._calibrate()
+        widths, layers = self._widths(), []
+        for index in range(self.config.layers):
+            self.progress("quantise layers", index, self.config.layers + 1)
+            layers.append(self._layer(index, widths[index]))
+        self.progress("quantise layers", self.config.layers, self.config.layers + 1)
+        model = self._model(tuple(layers), self._head())
+        self.progress("quantise layers", self.config.layers + 1, self.config.layers + 1)
+        self.report.code_bits, self.report.average_weight_bits = average_bits(model)
+        return Quantised(model, self.report)
+
+    def _model(self, layers: tuple[QuantLayer, ...], head: QuantLinear) -> QuantModel:
+        config, ends = self.config, self.ends
+        positions = None if ends.positions is None else ends.positions[: self.length]
+        cos, sin = (None, None) if config.rope is None else rope_tables(config, self.length)
+        return QuantModel(
+            dim=config.dim,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            ffn_dim=config.ffn_dim,
+            vocab=config.vocab,
+            max_length=self.length,
+            norm_eps=config.norm_eps,
+            activation="gelu" if config.activation == "gelu_erf" else config.activation,
+            kv_bits=self.options.kv,
+            window=config.window,
+            embed=ends.embed.half().numpy(),
+            positions=None if positions is None else positions.half().numpy(),
+            cos=cos,
+            sin=sin,
+            layers=layers,
+            final_norm=ends.final_norm.numpy(),
+            head=head,
+        )
+
+
+def _with(layer: FoldedLayer, done: dict[str, QuantLinear]) -> FoldedLayer:
+    """The layer with what is quantised so far in place of the original."""
+    weights = {name: torch.from_numpy(d.weight.dequantised()) for name, d in done.items()}
+    biases = {name: torch.from_numpy(d.bias) for name, d in done.items() if d.bias is not None}
+    return layer.with_weights(weights, biases)
+
+
+def _is_quantised(checkpoint: Checkpoint) -> bool:
+    return not checkpoint.shape_only and checkpoint.codes("layers.0.q.weight") is not None

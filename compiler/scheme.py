@@ -1,0 +1,140 @@
+"""Quantisation options as a user writes them: weight schemes, sparsity and what goes with them.
+
+No torch here: the command line reads options before it loads anything heavy.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from flightllm.spec.errors import InputError
+from flightllm.spec.quant import GROUPS, WIDTHS
+
+__all__ = ["AS_IS", "DEFAULT_WEIGHTS", "QuantOptions", "Scheme", "group_for", "parse_scheme"]
+
+AS_IS = "as-is"
+DEFAULT_WEIGHTS = "w4g128"
+_SPARSITY = {"none": 16, "2:16": 2, "4:16": 4, "8:16": 8}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Average bits of a weight's code, and how many columns share a scale.
+
+    Members
+    -------
+    bits : 2 to 8; a fraction asks for widths mixed matrix by matrix to that average.
+    group : 32, 64 or 128.
+    """
+
+    bits: float
+    group: int
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrices get different widths."""
+        return self.bits != int(self.bits)
+
+    def __str__(self) -> str:
+        return f"w{self.bits:g}g{self.group}"
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Read a weight scheme such as "w4g128" or "w3.5g64".
+
+    Raises
+    ------
+    InputError : when it has another form, or bits or group are out of range.
+    """
+    match = re.fullmatch(r"w(\d+(?:\.\d+)?)g(\d+)", text.strip().lower())
+    if match is None:
+        raise InputError(
+            f"weights: {text!r} is not a scheme: write w<bits>g<group>, such as w4g128, or {AS_IS}"
+        )
+    bits, group = float(match[1]), int(match[2])
+    if not WIDTHS[0] <= bits <= WIDTHS[-1]:
+        raise InputError(f"weights: {match[1]} bits in {text!r} is not {WIDTHS[0]} to {WIDTHS[-1]}")
+    if group not in GROUPS:
+        allowed = ", ".join(map(str, GROUPS))
+        raise InputError(f"weights: group {group} in {text!r} is not one of {allowed}")
+    return Scheme(bits, group)
+
+
+def group_for(columns: int, group: int) -> int:
+    """The group of a matrix of `columns`: `group`, or what fits a narrower matrix (at least 32)."""
+    return max((g for g in GROUPS if g <= min(columns, group)), default=GROUPS[0])
+
+
+@dataclass(frozen=True)
+class QuantOptions:
+    """How to quantise a model.
+
+    Parameters
+    ----------
+    weights : a scheme ("w8g32", "w3.5g128"), "as-is" for the checkpoint's own codes, or None:
+        as-is where the checkpoint is quantised, else w4g128.
+    kv : bits of a KV cache entry, 8 or 4.
+    head_bits : bits of the last projection, 2 to 8.
+    sparsity : "none", "2:16", "4:16" or "8:16": kept weights in every 16 of the layers' matrices.
+    private_masks : each row has its own mask, instead of one for each pair of rows.
+    calibrate : "auto" (text sampled from the model), "none", or a file of text.
+    smooth_k : scale K per pair of channels (and Q inversely) before they are quantised.
+    max_length : longest context to prepare for, at most the model's own; None for that.
+    seed : of everything that is drawn at random.
+
+    Raises
+    ------
+    InputError : for a value that is not one of these.
+    """
+
+    weights: str | None = None
+    kv: int = 8
+    head_bits: int = 8
+    sparsity: str = "none"
+    private_masks: bool = False
+    calibrate: str = "auto"
+    smooth_k: bool = True
+    max_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weights not in (None, AS_IS):
+            parse_scheme(str(self.weights))
+        if self.kv not in (8, 4):
+            raise InputError(f"kv: {self.kv} bits is not 8 or 4")
+        if self.head_bits not in WIDTHS:
+            raise InputError(f"head bits: {self.head_bits} is not {WIDTHS[0]} to {WIDTHS[-1]}")
+        if self.sparsity not in _SPARSITY:
+            raise InputError(f"sparsity: {self.sparsity!r} is not one of {', '.join(_SPARSITY)}")
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"max length: {self.max_length} is not a positive number of tokens")
+        if self.calibrate not in ("auto", "none") and not Path(self.calibrate).is_file():
+            raise InputError(
+                f"calibrate: there is no file {self.calibrate!r}; give auto, none or a text file"
+            )
+
+    @property
+    def kept(self) -> int:
+        """N of N:16; 16 for dense."""
+        return _SPARSITY[self.sparsity]
+
+    def scheme(self, quantised_checkpoint: bool = False) -> Scheme | None:
+        """The scheme to quantise to; None stands for as-is."""
+        if self.weights == AS_IS or (self.weights is None and quantised_checkpoint):
+            return None
+        return parse_scheme(self.weights or DEFAULT_WEIGHTS)
+
+    def length(self, longest: int) -> int:
+        """The context to prepare for, given the model's own.
+
+        Raises
+        ------
+        InputError : when more is asked for than the model has.
+        """
+        if self.max_length is not None and self.max_length > longest:
+            raise InputError(
+                f"max length: {self.max_length} tokens exceed the model's context of {longest}"
+            )
+        return self.max_length or longest
