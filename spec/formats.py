@@ -298,6 +298,8 @@ def _pack_share(fmt: MatrixFormat, codes: U8, scales: NDArray[np.float16],
                 second: NDArray[np.generic] | None, mask: NDArray[np.bool_] | None,
                 kgroups: int) -> U8:  # fmt: skip
     rows = len(codes)
+    if not rows:  # more channels than pairs of rows
+        return np.zeros(0, np.uint8)
     odd = rows % 2
     pair, group = _order(rows, kgroups)
     fill = -len(pair) % PAIRS
