@@ -97,8 +97,10 @@ def decode_steps(code: CoreCode, where: str) -> list[Step]:
     Raises
     ------
     VerifyError
-        For a loop without an end or an end without a loop, loops nested too deep, or an
-        instruction that waits on or releases its own unit; names the word address.
+        For a loop without an end, an end without a loop or loops nested too deep; names the word
+        address.
+    InputError
+        When a word is no instruction.
     """
     steps: list[Step] = []
     address = 0
@@ -106,8 +108,6 @@ def decode_steps(code: CoreCode, where: str) -> list[Step]:
     for index, op in enumerate(decode([int(word) for word in code.words])):
         step = Step(address, op)
         steps.append(step)
-        if step.unit in step.wait + step.release:
-            raise VerifyError(f"{where}, word {step.address}: {op} names its own unit")
         if op.kind.name == "sys.loop":
             open_loops.append(index)
             if len(open_loops) > LOOP_DEPTH:

@@ -68,7 +68,8 @@ def _verify_handlers() -> None:
         if kind.scalar or kind.name in (*_SHARED, "sys.halt"):
             continue
         names = list(signature(HANDLERS[kind.name]).parameters)[2:]
-        assert names == [operand.name for operand in kind.operands], kind.name
+        if names != [operand.name for operand in kind.operands]:
+            raise VerifyError(f"{kind.name}: its handler takes other operands: {names}")
 
 
 _verify_handlers()

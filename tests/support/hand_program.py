@@ -22,7 +22,10 @@ FACTS = ModelFacts("hand", 0, 0, None, (), 0, 0, 0, 0, 0, 0, ())
 
 def board(channels: Sequence[int] = (2,)) -> HwConfig:
     """The `tiny` board with other channels, one entry a core."""
-    return dataclasses.replace(load_config("tiny"), channels=tuple(channels))
+    tiny = load_config("tiny")
+    return dataclasses.replace(
+        tiny, channels=tuple(channels), slrs=tiny.slrs[:1] * len(channels)
+    )  # fmt: skip
 
 
 def linked(op: Op, wait: Sequence[Unit] = (), release: Sequence[Unit] = ()) -> Op:
