@@ -2,8 +2,9 @@
 
 The topics overlap: `compound` holds the whole text of `with`, `try` and others. A paragraph is
 therefore given to one topic only: first to the held-out topics, then to the validation topics,
-then to the training topics from the shortest on. What is left of a held-out topic is thus
-nowhere in the training text, and no training paragraph counts twice.
+then to the training topics from the shortest on. Nearly equal paragraphs remain; those of the
+training topics that share a run of `RUN` characters with a held-out or validation topic are left
+out, so that no such run is in both, and no training paragraph counts twice.
 """
 
 import hashlib
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 __all__ = [
     "HELD_OUT",
+    "RUN",
     "TEXT_DIGEST",
     "VALIDATION",
     "Corpus",
     "load_corpus",
+    "runs",
     "split_topics",
     "text_digest",
 ]
@@ -33,12 +36,15 @@ TEXT_DIGEST = "6c7d68cee92383c2d38e91c095bc7f45b93d936d39b8d4c5fe1b718baf09dc63"
 SHORT = 40
 """Characters below which a paragraph ("Note:", "For example:") may occur in several topics."""
 
+RUN = 50
+"""Characters, white space collapsed, that training and the other topics may not have in common."""
+
 _BREAK = re.compile(r"(\n[ \t]*\n)")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Topics by name, in three parts that share no paragraph.
+    """Topics by name, in three parts; training shares no run of `RUN` characters with the others.
 
     Attributes
     ----------
@@ -100,14 +106,29 @@ def split_topics(
         texts = {name: _without_seen(topics[name], seen) for name in names}
         parts.append({name: texts[name] for name in sorted(texts) if texts[name].strip()})
     held_part, valid_part, training = parts
+    hidden = {
+        run for part in (held_part, valid_part) for text in part.values() for run in runs(text)
+    }
+    training = {name: _without_runs(text, hidden) for name, text in training.items()}
     return Corpus(training, valid_part, held_part, text_digest(topics))
+
+
+def runs(text: str) -> set[str]:
+    """Every run of `RUN` characters of a text whose white space is collapsed."""
+    flat = " ".join(text.split())
+    return {flat[i : i + RUN] for i in range(len(flat) - RUN + 1)}
+
+
+def _paragraphs(text: str) -> list[tuple[str, str]]:
+    """Paragraphs, each with the empty line after it."""
+    pieces = [*_BREAK.split(text), ""]  # paragraph, break, paragraph, break, ..., paragraph, ""
+    return list(zip(pieces[0::2], pieces[1::2]))
 
 
 def _without_seen(text: str, seen: set[str]) -> str:
     """`text` less its paragraphs in `seen`, to which its own are added; spacing stays."""
-    pieces = [*_BREAK.split(text), ""]  # paragraph, break, paragraph, break, ..., paragraph, ""
     kept = []
-    for paragraph, gap in zip(pieces[0::2], pieces[1::2]):
+    for paragraph, gap in _paragraphs(text):
         key = " ".join(paragraph.split())
         if key in seen:
             continue
@@ -115,3 +136,8 @@ def _without_seen(text: str, seen: set[str]) -> str:
             seen.add(key)
         kept.append(paragraph + gap)
     return "".join(kept)
+
+
+def _without_runs(text: str, hidden: set[str]) -> str:
+    """`text` less the paragraphs that contain one of the runs."""
+    return "".join(p + gap for p, gap in _paragraphs(text) if hidden.isdisjoint(runs(p)))

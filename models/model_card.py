@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from flightllm.models.checkpoint import open_checkpoint
-from flightllm.models.corpus import SHORT, Corpus
+from flightllm.models.corpus import RUN, Corpus
 from flightllm.models.ngram import NgramModel
 from flightllm.models.reference import FloatModel
 from flightllm.models.tokenizer import Tokenizer, load_tokenizer
@@ -227,8 +227,8 @@ included; lower is better.
 
 Held out: {names["held"]}. Neither the tokeniser nor the model nor the choice of the step that was
 exported has seen them. The topics of that documentation overlap, so a paragraph is given to one
-topic only, first to the held-out ones: no paragraph of {SHORT} characters or more in them is in the
-training text.
+topic only, first to the held-out ones, and training paragraphs that share a run of {RUN} characters
+with them are left out.
 
 ## Training
 
