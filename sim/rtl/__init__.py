@@ -1,0 +1,1 @@
+"""The generated hardware under Verilator: fast vectors for units, whole designs as devices."""

