@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
+from math import inf
 from typing import Any
 
-from flightllm.executors import open_device
+from flightllm.executors import Tracer, open_device
 from flightllm.runtime.generate import Generation, Generator
 from flightllm.runtime.session import Session
 from flightllm.spec.errors import InputError
@@ -17,7 +19,8 @@ from flightllm.spec.trace import TraceRecord
 __all__ = ["Comparison", "Difference", "compare"]
 
 _FIELDS = ("address", "name", "operands", "writes")
-Records = dict[tuple[int, str], list[TraceRecord]]
+Records = dict[tuple[int, str], list[tuple[int, TraceRecord]]]
+"""By core and unit: each record, and how many instructions of any unit were done before it."""
 
 
 @dataclass(frozen=True)
@@ -100,36 +103,43 @@ def compare(
             raise InputError(f"executor {on!r} traces nothing, so it cannot be compared")
         traces.append(records)
     difference = _first_record(*traces) or _first_result(*runs)
-    count = sum(map(len, traces[0].values()))
-    return Comparison(between, count, runs[0].token_ids, runs[0].memory_sha256, difference)
+    total = sum(map(len, traces[0].values()))
+    return Comparison(between, total, runs[0].token_ids, runs[0].memory_sha256, difference)
 
 
-def _keeper(records: Records) -> Any:
-    return lambda record: records[record.core, record.unit].append(record)
+def _keeper(records: Records) -> Tracer:
+    done = count()
+    return lambda record: records[record.core, record.unit].append((next(done), record))
 
 
 def _first_record(first: Records, second: Records) -> Difference | None:
-    """The difference that the first executor meets first in any unit, by the unit's own count."""
+    """The difference that comes first in the order in which the first executor got things done.
+
+    What an instruction spoils is read by later ones only, so that is where the cause is.
+    """
     found = [
         difference
         for place in sorted(first.keys() | second.keys())
         if (difference := _in_unit(place, first.get(place, []), second.get(place, [])))
     ]
-    return min(found, key=lambda d: d.index or 0) if found else None
+    return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _in_unit(
-    place: tuple[int, str], first: list[TraceRecord], second: list[TraceRecord]
-) -> Difference | None:
+    place: tuple[int, str],
+    first: list[tuple[int, TraceRecord]],
+    second: list[tuple[int, TraceRecord]],
+) -> tuple[float, Difference] | None:
+    """One unit's first difference, and when the first executor had done that instruction."""
     core, unit = place
-    for index, (one, other) in enumerate(zip(first, second)):
+    for index, ((when, one), (_, other)) in enumerate(zip(first, second)):
         for field in _FIELDS:
             a, b = getattr(one, field), getattr(other, field)
             if a != b:
-                return Difference(field, a, b, core, unit, index, one.address, one.name)
+                return when, Difference(field, a, b, core, unit, index, one.address, one.name)
     if len(first) != len(second):
         index = min(len(first), len(second))
-        return Difference("instructions", len(first), len(second), core, unit, index)
+        return inf, Difference("instructions", len(first), len(second), core, unit, index)
     return None
 
 

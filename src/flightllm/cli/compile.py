@@ -71,7 +71,7 @@ def compile_model(
     if json:
         print_json(result)
     else:
-        facts({name: value for name, value in result.items() if name != "notes"})
+        facts({name: value for name, value in result.items() if name not in ("notes", "seconds")})
 
 
 def _result(made: Compilation, board: str, lengths: str) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""`flightllm eval`: three perplexities of one text."""
+
+from pathlib import Path
+
+import pytest
+
+TEXT = "a small model says small things<|endoftext|>again and\nagain"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_executed_equals_quantised_to_the_last_digit(cli, model: Path, text: Path) -> None:
+    for options in ((), ("--weights", "w8g32", "--board", "tiny-2core"), ("--kv", "4")):
+        done = cli("eval", model, "--text", text, "--calibrate", "none", *options, "--json")
+        assert done.code == 0, done.err
+        result = done.json
+        assert result["ppl_executed"] == result["ppl_quantized"] != result["ppl_float"]
+        assert 0 < result["top1_agreement"] <= 1
+        assert result["sequences"] == 2 and result["context"] == 64
+
+
+def test_continuous_windows(cli, model: Path, text: Path) -> None:
+    options = ("--calibrate", "none", "--text-format", "continuous", "--context", 5, "--json")
+    result = cli("eval", model, "--text", text, *options).json
+    assert result["context"] == 5 and result["sequences"] == 4
+    assert result["ppl_executed"] == result["ppl_quantized"]
+
+
+def test_text_output(cli, model: Path, text: Path) -> None:
+    done = cli("eval", model, "--text", text, "--calibrate", "none")
+    assert done.code == 0 and "ppl_executed" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--context", "65"), "context: 65 exceeds the program's maximum length of 64"),
+        (("--context", "1"), "leave nothing to predict"),
+        (("--text-format", "lines"), "'lines' is neither"),
+        (("--text", "gone.txt"), "gone.txt cannot be read"),
+    ],
+)
+def test_wrong_options_are_refused(
+    refused, model: Path, text: Path, options: tuple, message: str
+) -> None:
+    arguments = ("eval", model, "--calibrate", "none", "--text", text, *options)
+    assert message in refused(*arguments)
+
+
+def test_shape_has_nothing_to_score(refused, text: Path) -> None:
+    message = refused("eval", "tinyllama-1.1b", "--board", "u280", "--text", text)
+    assert "a shape without weights" in message
+
+
+def test_stories_documents(cli, stories: Path, test_data: Path, tmp_path: Path) -> None:
+    whole = (test_data / "text" / "tinystories_sample.txt").read_text()
+    part = tmp_path / "part.txt"
+    part.write_text("<|endoftext|>".join(whole.split("<|endoftext|>")[:2]))
+    done = cli("eval", stories, "--text", part, "--weights", "w8g32", "--calibrate", "none",
+               "--json")  # fmt: skip
+    result = done.json
+    assert result["ppl_executed"] == result["ppl_quantized"]
+    assert abs(result["ppl_quantized"] / result["ppl_float"] - 1) < 0.02
+    assert result["top1_agreement"] > 0.94
