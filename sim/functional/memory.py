@@ -44,7 +44,7 @@ class Region:
 
     def drop(self) -> None:
         """Let go of the pages read so far; a mapped file is read again when it is needed."""
-        if self._mapped is not None:
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
