@@ -60,7 +60,7 @@ def test_one_of_each_counter_for_every_unit() -> None:
 
 
 def test_map_holds_the_largest_configuration() -> None:
-    tiny = load_config("tiny").to_dict()
+    tiny = {**load_config("tiny").to_dict(), "slrs": []}
     HwConfig.from_dict({**tiny, "channels": [registers.CHANNELS] * registers.CORES})
     for channels in ([1] * (registers.CORES + 1), [registers.CHANNELS + 1]):
         with pytest.raises(InputError, match="channels"):
