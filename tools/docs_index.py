@@ -12,13 +12,17 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 READING_ORDER = (
     "quick-start",
     "concepts",
+    "cli",
+    "python-api",
+    "your-own-board",
+    "adding-a-model",
+    "adding-an-instruction",
     "number-formats",
     "isa",
     "registers",
-    "python-api",
-    "adding-a-model",
-    "adding-an-instruction",
-    "board-file",
+    "hardware",
+    "lengths",
+    "accuracy",
 )
 
 
