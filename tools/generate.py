@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Output path -> "module:function"; the function takes nothing and returns the whole file as str.
 GENERATED: dict[str, str] = {
+    "docs/isa.md": "flightllm.spec.isa_doc:manual",
+    "docs/registers.md": "flightllm.spec.registers:manual",
     "docs/lengths.md": "lengths:page",
     "docs/README.md": "docs_index:page",  # after the other pages: it lists them
     "spec/sfu_tables.py": "flightllm.spec.make_sfu_tables:page",
