@@ -197,40 +197,48 @@ class TextStream:
 
     Parameters
     ----------
+    tokenizer : of the program's model; None for a prompt of token ids and no text.
     prompt : text, or token ids.
     tokens, sampler, steps : as for `Generator`.
 
     Raises
     ------
     InputError
-        As `Generator`; also when the tokeniser belongs to another model.
+        As `Generator`; also when the tokeniser belongs to another model, or text has none.
     """
 
     def __init__(
         self,
         session: Session,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         prompt: str | Sequence[int],
         tokens: int = 64,
         sampler: Sampler | None = None,
         steps: int = 1,
     ) -> None:
         model = session.program.model
-        if tokenizer.vocab > model.vocab:
+        if tokenizer is not None and tokenizer.vocab > model.vocab:
             raise InputError(
                 f"{model.name}: the tokenizer has {tokenizer.vocab} ids, but the program's"
                 f" vocabulary is {model.vocab}: they do not belong together"
             )
-        ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+        if not isinstance(prompt, str):
+            ids = list(prompt)
+        elif tokenizer is not None:
+            ids = encode_prompt(tokenizer, prompt)
+        else:
+            raise InputError(f"{model.name}: there is no tokenizer, so its prompts are token ids")
         self._run = Generator(session, ids, tokens, sampler, steps=steps)
-        self._decoder = tokenizer.stream(ids)
+        self._decoder = None if tokenizer is None else tokenizer.stream(ids)
         self._pieces: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         """Generate; each piece is whole characters, as soon as they are certain."""
         for token in self._run:
-            yield from self._put(self._decoder.push(token))
-        yield from self._put(self._decoder.finish())
+            if self._decoder is not None:
+                yield from self._put(self._decoder.push(token))
+        if self._decoder is not None:
+            yield from self._put(self._decoder.finish())
 
     def _put(self, piece: str) -> Iterator[str]:
         if piece:
@@ -244,7 +252,7 @@ class TextStream:
 
 def generate(
     session: Session,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     prompt: str | Sequence[int],
     tokens: int = 64,
     sampler: Sampler | None = None,

@@ -20,6 +20,7 @@ from flightllm.spec.image import Program, load_program, save_program
 if TYPE_CHECKING:
     from flightllm.compiler.quantise import Quantised
     from flightllm.compiler.scheme import QuantOptions
+    from flightllm.evaluation import Evaluation
     from flightllm.models.checkpoint import Checkpoint
     from flightllm.models.tokenizer import Tokenizer
 
@@ -263,8 +264,6 @@ class LoadedProgram:
         steps: int = 1,
     ) -> TextStream:
         """As `generate`; iterate over it for pieces of text, then ask for its `result()`."""
-        if self.tokenizer is None:
-            raise InputError(f"{self.program.model.name}: the program has no tokenizer beside it")
         sampler = Sampler(temperature, top_p, seed)
         return TextStream(self.session, self.tokenizer, self._ids(prompt), tokens, sampler, steps)
 
@@ -305,9 +304,11 @@ class LoadedProgram:
         if isinstance(prompt, str):
             return prompt
         messages = [item for item in prompt if isinstance(item, Mapping)]
-        if messages and self.tokenizer is not None:
-            return self.tokenizer.encode(self.tokenizer.chat(messages), bos=False)
-        return [int(item) for item in prompt if not isinstance(item, Mapping)]
+        if not messages:
+            return [int(item) for item in prompt if not isinstance(item, Mapping)]
+        if self.tokenizer is None:
+            raise InputError(f"{self.program.model.name}: there is no tokenizer, so it cannot chat")
+        return self.tokenizer.encode(self.tokenizer.chat(messages), bos=False)
 
     def close(self) -> None:
         """Give the device back."""
@@ -355,7 +356,7 @@ def load(
     return LoadedProgram(Session(device, found), tokenizer)
 
 
-def evaluate(model: str | Path, text: str, board: Board = "tiny", **options: Any) -> Any:
+def evaluate(model: str | Path, text: str, board: Board = "tiny", **options: Any) -> Evaluation:
     """Perplexity of a model on a text; see `flightllm.evaluation.evaluate`."""
     from flightllm import evaluation
 

@@ -105,7 +105,7 @@ SPOILED_PROGRAMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a manifest cut short": (lambda f: truncate(f / "manifest.json", 99), "manifest.json"),
     "a newer version": (lambda f: edit_json(f / "manifest.json", version=99), "version 99"),
     "a spoiled tokenizer": (lambda f: truncate(f / "tokenizer.json", 99), "tokenizer.json"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "there is no tokenizer"),
 }  # fmt: skip
 
 

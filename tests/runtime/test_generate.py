@@ -203,3 +203,10 @@ def test_top_lists_fall_and_belong_to_the_logits() -> None:
     logits = fake_logits(PROMPT, 75)
     assert np.array_equal(values, logits[ids])
     assert np.all(np.diff(values) <= 0) and values[0] == logits.max()
+
+
+def test_without_a_tokenizer_prompts_are_ids() -> None:
+    result = generate(session(), None, PROMPT, tokens=5)
+    assert list(result.token_ids) == greedy(PROMPT, 5) and result.text == ""
+    with pytest.raises(InputError, match="there is no tokenizer"):
+        generate(session(), None, "567")
