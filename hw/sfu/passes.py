@@ -1,0 +1,354 @@
+"""One pass of the lanes over a vector: requests, lanes, maxima and sums behind them."""
+
+from enum import IntEnum
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from flightllm.hw.floating.layout import Float32
+from flightllm.hw.floating.pipeline import delay
+from flightllm.hw.sfu.lanes import ONE, Lane, LaneMode, Latencies, PastValues
+from flightllm.hw.sfu.ports import READ_LATENCY, read_signature, write_signature
+from flightllm.hw.sfu.reduce import BlockSums
+
+__all__ = ["HEAD", "Pass", "PassKind", "order_key", "unkey"]
+
+HEAD = 256
+"""Longest head, elements: what the local buffer holds."""
+
+
+class PassKind(IntEnum):
+    """A pass is a lane mode with its sources and destinations."""
+
+    ADD = 0
+    STAT = 1
+    QUANT = 2
+    ROPE = 3
+    SOFT = 4
+    SILU = 5
+    RELU = 6
+    GELU = 7
+    LEVELS = 8
+    SCAN = 9
+
+
+_MODES = {
+    **{PassKind(int(mode)): mode for mode in LaneMode},
+    PassKind.LEVELS: LaneMode.QUANT,
+    PassKind.SCAN: LaneMode.ADD,
+}
+_FLOAT_OUT = (PassKind.ADD, PassKind.SILU, PassKind.RELU, PassKind.GELU)
+_LEVEL_OUT = (PassKind.QUANT, PassKind.SOFT, PassKind.LEVELS)
+_MAGNITUDE = (PassKind.STAT, PassKind.ROPE, PassKind.SILU, PassKind.RELU, PassKind.GELU)
+
+
+def order_key(bits: Any) -> Any:
+    """An unsigned integer that orders as the float32 of these bits does."""
+    return Mux(bits[31], ~bits, bits | (1 << 31))[:32]
+
+
+def unkey(key: Any) -> Any:
+    """The bits of an `order_key`."""
+    return Mux(key[31], key & 0x7FFFFFFF, ~key)[:32]
+
+
+def _one_of(kind: Any, kinds: Any) -> Any:
+    return Cat(kind == k for k in kinds).any()
+
+
+class Pass(wiring.Component):
+    """Streams one vector through the lanes.
+
+    Parameters
+    ----------
+    lanes : a power of two, 2 to 16. add, mul : latencies of the float units.
+
+    Members
+    -------
+    start : In, a pulse; the following hold from then until `done`.
+    kind : In(PassKind). x, y : In, F addresses of the operands. dst : In, F or A address.
+    n : In, elements. pad : In, elements to write, n or more (quantised passes).
+    unit_y : In, y is 1 (quant and stat without gain). turn : In, rope rotates; z is then the
+    address of the sines. low, high : In, soft and scan: first and last valid element (signed).
+    sums : In, stat writes its block sums to F from `dst` on. way : In, soft's first way.
+    inverse, factor, narrow : In, as in `Lane`.
+    read_x, read_y, f_write, a_write : ports. amax : Out, largest magnitude of the results;
+    highest, highest_y : Out, scan's maxima. block, block_valid, block_way : Out, soft's block sums.
+    done : Out, a pulse: everything is written.
+    """
+
+    def __init__(self, lanes: int, add: int, mul: int) -> None:
+        if lanes not in (2, 4, 8, 16):
+            raise ValueError(f"SFU lanes must be 2, 4, 8 or 16, not {lanes!r}")
+        self.lanes, self.latencies = lanes, Latencies(add, mul)
+        words = ("x", "y", "z", "dst", "n", "pad")
+        super().__init__(
+            {
+                "start": In(1),
+                "kind": In(PassKind),
+                **dict.fromkeys(words, In(32)),
+                **dict.fromkeys(("unit_y", "turn", "sums", "narrow"), In(1)),
+                "way": In(4),
+                "low": In(signed(32)),
+                "high": In(signed(32)),
+                "inverse": In(Float32),
+                "factor": In(Float32),
+                "read_x": Out(read_signature(lanes)),
+                "read_y": Out(read_signature(lanes)),
+                "f_write": Out(write_signature(lanes, 32)),
+                "a_write": Out(write_signature(lanes, 8)),
+                **dict.fromkeys(("amax", "highest", "highest_y", "block"), Out(32)),
+                "block_valid": Out(1),
+                "block_way": Out(4),
+                "done": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        tag = data.StructLayout(
+            {"valid": 1, "last": 1, "keep": self.lanes, "count": range(self.lanes + 1), "dst": 32}
+        )
+        issued = Signal(tag)
+        self._issue(m, issued)
+        x, y, z = self._operands(m, issued)
+        lanes = self._lanes(m, x, y, z)
+        depth = READ_LATENCY + self.latencies.longest + 2
+        result = self._tag_at(m, "result", tag, issued, depth, self.latencies.result)
+        summand = self._tag_at(m, "summand", tag, issued, depth, self.latencies.summand)
+        for lane, keep in zip(lanes, summand.keep):
+            m.d.comb += lane.keep.eq(keep)
+        self._local_write(m, lanes, result)
+        self._outputs(m, lanes, result)
+        self._maxima(m, lanes, result)
+        self._scan(m, x, y, delay(m, Const(1), issued, READ_LATENCY, "arrived"))
+        self._sums(m, lanes, summand)
+        return m
+
+    # ---------------------------------------------------------------------------- requests
+
+    def _issue(self, m: Module, issued: Any) -> None:
+        """Requests, one group of lanes a cycle (rope: two cycles), then the drain."""
+        place, left = Signal(32), Signal(32)
+        active, second = Signal(), Signal()
+        rope = (self.kind == PassKind.ROPE) & self.turn
+        go = Signal()
+        m.d.comb += [
+            go.eq(active & (left != 0)),
+            self.read_x.en.eq(go),
+            self.read_x.addr.eq(self.x + place),
+            self.read_y.en.eq(go),
+            self.read_y.addr.eq(self.y + place),
+            issued.valid.eq(go & (~rope | second)),
+            issued.last.eq(left <= self.lanes),
+            issued.count.eq(Mux(left <= self.lanes, left, self.lanes)),
+            issued.dst.eq(self.dst + place),
+        ]
+        with m.If(rope):
+            m.d.comb += self.read_y.addr.eq(Mux(second, self.z, self.y) + (place >> 1))
+        bounded = _one_of(self.kind, (PassKind.SOFT, PassKind.SCAN))
+        for k in range(self.lanes):
+            element = Signal(signed(33), name=f"element{k}")
+            m.d.comb += [
+                element.eq(place + k),
+                issued.keep[k].eq(
+                    Mux(
+                        bounded,
+                        (element >= self.low) & (element <= self.high),
+                        element < self.n,
+                    )
+                ),
+            ]
+        drain = Signal(8)
+        tree = 4 * self.latencies.add
+        lengths = Array(
+            READ_LATENCY + 4
+            + max(self.latencies.result[mode], self.latencies.summand.get(mode, 0) + tree)
+            for mode in (_MODES[kind] for kind in PassKind)
+        )  # fmt: skip
+        padded = _one_of(self.kind, _LEVEL_OUT)
+        with m.If(self.start):
+            m.d.sync += [
+                active.eq(1), place.eq(0), second.eq(0), left.eq(Mux(padded, self.pad, self.n)),
+                drain.eq(lengths[self.kind]),
+            ]  # fmt: skip
+        with m.Elif(go):
+            m.d.sync += second.eq(~second)
+            with m.If(issued.valid):
+                m.d.sync += [
+                    place.eq(place + self.lanes),
+                    left.eq(Mux(issued.last, 0, left - self.lanes)),
+                    second.eq(0),
+                ]
+        with m.Elif(active):
+            m.d.sync += drain.eq(drain - 1)
+            with m.If(drain == 0):
+                m.d.sync += active.eq(0)
+                m.d.comb += self.done.eq(1)
+
+    # ---------------------------------------------------------------------------- lanes
+
+    def _operands(self, m: Module, issued: Any) -> tuple[Any, Any, Any]:
+        """Words of x, y, z in the cycle in which the data is there."""
+        layout = data.ArrayLayout(32, self.lanes)
+        x, y, z = Signal(layout), Signal(layout), Signal(layout)
+        local = self._local_read(m, issued)
+        cosines = Signal(layout)
+        m.d.sync += cosines.eq(self.read_y.data)
+        m.d.comb += x.eq(Mux(self.kind == PassKind.LEVELS, local, self.read_x.data.as_value()))
+        with m.If(self.kind == PassKind.ROPE):
+            for k in range(self.lanes):
+                m.d.comb += [
+                    y[k].eq(Mux(self.turn, cosines[k // 2], ONE)),
+                    z[k].eq(Mux(self.turn, self.read_y.data[k // 2], 0)),
+                ]
+        with m.Elif(self.unit_y | (self.kind == PassKind.LEVELS)):
+            m.d.comb += [y[k].eq(ONE) for k in range(self.lanes)]
+        with m.Else():
+            m.d.comb += y.eq(self.read_y.data)
+        return x, y, z
+
+    def _lanes(self, m: Module, x: Any, y: Any, z: Any) -> list[Lane]:
+        modes = Array(int(_MODES[kind]) for kind in PassKind)
+        mode = Signal(LaneMode)
+        m.d.comb += mode.eq(modes[self.kind])
+        again = {}
+        for name, source, cycles in (
+            ("x", x, self.latencies.x_again), ("y", y, self.latencies.y_again),
+        ):  # fmt: skip
+            width = 32 * self.lanes
+            m.submodules[f"past_{name}"] = past = PastValues(width, max(cycles.values()) + 2)
+            ago = Array(cycles.get(lane_mode, 2) for lane_mode in LaneMode)
+            m.d.comb += [past.i.eq(source), past.ago.eq(ago[mode])]
+            again[name] = data.View(data.ArrayLayout(32, self.lanes), past.o)
+        lanes = []
+        for k in range(self.lanes):
+            m.submodules[f"lane{k}"] = lane = Lane(self.latencies)
+            m.d.comb += [
+                lane.mode.eq(mode), lane.x.eq(x[k]), lane.y.eq(y[k]), lane.z.eq(z[k]),
+                lane.partner.eq(x[k ^ 1]), lane.minus.eq(k % 2 == 0),
+                lane.x_again.eq(again["x"][k]), lane.y_again.eq(again["y"][k]),
+                lane.factor.eq(self.factor), lane.inverse.eq(self.inverse),
+                lane.narrow.eq(self.narrow),
+            ]  # fmt: skip
+            lanes.append(lane)
+        return lanes
+
+    def _tag_at(self, m: Module, name: str, tag: Any, issued: Any, depth: int,
+                cycles: dict[LaneMode, int]) -> Any:  # fmt: skip
+        """The tag that belongs to the lanes' outputs of this cycle."""
+        m.submodules[f"tag_{name}"] = past = PastValues(tag.size, depth)
+        ago = Array(READ_LATENCY + cycles.get(_MODES[kind], 2) for kind in PassKind)
+        there = Signal(tag, name=f"{name}_tag")
+        m.d.comb += [past.i.eq(issued), past.ago.eq(ago[self.kind]), there.eq(past.o)]
+        return there
+
+    # ---------------------------------------------------------------------------- local buffer
+
+    def _local_read(self, m: Module, issued: Any) -> Any:
+        """Heads between rope and their quantisation; read as late as F."""
+        depth = HEAD // self.lanes
+        m.submodules.local = self._local = local = Memory(
+            shape=32 * self.lanes, depth=depth, init=[]
+        )
+        read, place = local.read_port(), Signal(range(depth + 1))
+        with m.If(self.start):
+            m.d.sync += place.eq(0)
+        with m.Elif(issued.valid):
+            m.d.sync += place.eq(place + 1)
+        m.d.comb += [read.addr.eq(place), read.en.eq(1)]
+        return delay(m, Const(1), read.data, READ_LATENCY - 1, "local_data")
+
+    def _local_write(self, m: Module, lanes: list[Lane], result: Any) -> None:
+        write, place = self._local.write_port(), Signal(range(HEAD // self.lanes + 1))
+        ours = result.valid & (self.kind == PassKind.ROPE)
+        with m.If(self.start):
+            m.d.sync += place.eq(0)
+        with m.Elif(ours):
+            m.d.sync += place.eq(place + 1)
+        m.d.comb += [
+            write.en.eq(ours), write.addr.eq(place), write.data.eq(Cat(x.value for x in lanes)),
+        ]  # fmt: skip
+
+    # ---------------------------------------------------------------------------- results
+
+    def _outputs(self, m: Module, lanes: list[Lane], result: Any) -> None:
+        f, a = self.f_write, self.a_write
+        m.d.comb += [
+            a.en.eq(result.valid & _one_of(self.kind, _LEVEL_OUT)),
+            a.addr.eq(result.dst), a.count.eq(result.count),
+            f.en.eq(result.valid & _one_of(self.kind, _FLOAT_OUT)),
+            f.addr.eq(result.dst), f.count.eq(result.count),
+        ]  # fmt: skip
+        for k, lane in enumerate(lanes):
+            m.d.comb += [
+                a.data[k].eq(Mux(result.keep[k], lane.level, 0)), f.data[k].eq(lane.value),
+            ]  # fmt: skip
+
+    def _maxima(self, m: Module, lanes: list[Lane], result: Any) -> None:
+        """Largest magnitude of the results, a register behind them."""
+        magnitudes = [
+            Mux(result.keep[k], lane.value.as_value()[:31], 0) for k, lane in enumerate(lanes)
+        ]
+        largest = Signal(31)
+        m.d.sync += largest.eq(
+            Mux(result.valid & _one_of(self.kind, _MAGNITUDE), _largest(magnitudes), 0)
+        )
+        with m.If(self.start):
+            m.d.sync += self.amax.eq(0)
+        with m.Elif(largest > self.amax):
+            m.d.sync += self.amax.eq(largest)
+
+    def _scan(self, m: Module, x: Any, y: Any, arrived: Any) -> None:
+        """Signed maximum of x, and maximum of y (not negative), over the valid elements."""
+        keys = [Mux(arrived.keep[k], order_key(x[k]), 0) for k in range(self.lanes)]
+        others = [Mux(arrived.keep[k], y[k], 0) for k in range(self.lanes)]
+        best, key = Signal(32), Signal(32)
+        other = Signal(32)
+        scanning = arrived.valid & (self.kind == PassKind.SCAN)
+        m.d.sync += [
+            best.eq(Mux(scanning, _largest(keys), 0)), other.eq(Mux(scanning, _largest(others), 0)),
+        ]  # fmt: skip
+        m.d.comb += self.highest.eq(unkey(key))
+        with m.If(self.start & (self.kind == PassKind.SCAN)):
+            m.d.sync += [key.eq(0), self.highest_y.eq(0)]
+        with m.Else():
+            with m.If(best > key):
+                m.d.sync += key.eq(best)
+            with m.If(other > self.highest_y):
+                m.d.sync += self.highest_y.eq(other)
+
+    def _sums(self, m: Module, lanes: list[Lane], summand: Any) -> None:
+        """Block sums: to F for stat, to the accumulators' port for soft."""
+        m.submodules.blocks = blocks = BlockSums(self.lanes, self.latencies.add)
+        soft = self.kind == PassKind.SOFT
+        counts = _one_of(self.kind, (PassKind.STAT, PassKind.SOFT))
+        for k, lane in enumerate(lanes):
+            square = Mux(summand.keep[k], lane.square.as_value(), 0)
+            m.d.comb += blocks.i[k].eq(Mux(soft, lane.power.as_value(), square))
+        m.d.comb += [blocks.valid.eq(summand.valid & counts), blocks.last.eq(summand.last)]
+        number = Signal(32)
+        with m.If(self.start):
+            m.d.sync += number.eq(0)
+        with m.Elif(blocks.o_valid):
+            m.d.sync += number.eq(number + 1)
+        m.d.comb += [
+            self.block.eq(blocks.o),
+            self.block_valid.eq(blocks.o_valid & soft),
+            self.block_way.eq((self.way + number)[:4]),
+        ]
+        with m.If(blocks.o_valid & ~soft & self.sums):
+            f = self.f_write
+            m.d.comb += [
+                f.en.eq(1), f.addr.eq(self.dst + number), f.count.eq(1), f.data[0].eq(blocks.o),
+            ]  # fmt: skip
+
+
+def _largest(values: list[Any]) -> Any:
+    """Greatest of unsigned values, by pairs."""
+    while len(values) > 1:
+        values = [Mux(a > b, a, b) for a, b in zip(values[::2], values[1::2])]
+    return values[0]

@@ -1,0 +1,68 @@
+"""Builds a design with a C++ harness of its own into a program, once for each version of both."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from amaranth.back import verilog
+
+from flightllm.sim.rtl import vectors
+
+__all__ = ["verilate"]
+
+
+def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence[str] = (),
+             optimise: str = "-O1") -> Path:  # fmt: skip
+    """The program made of `harness` and the design.
+
+    Parameters
+    ----------
+    rtlil : the design as RTLIL text, its top module named `top`; the harness sees it as `Vunit`.
+    cache : folder of built programs, made if needed; processes may share it.
+    defines : C++ macro definitions, "NAME=value". optimise : g++'s level.
+
+    Raises
+    ------
+    SimulationError
+        With the tool's own message, if Yosys, Verilator or g++ refuses.
+    """
+    parts = (rtlil, harness.read_text(), *defines, optimise, vectors._version())
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    final = cache / f"{top}-{digest}"
+    if (final / "program").exists():
+        return final / "program"
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        folder = Path(scratch) / "build"
+        folder.mkdir()
+        source = Path(scratch) / "design.v"
+        source.write_text(verilog._convert_rtlil_text(rtlil))
+        package = vectors._package()
+        vectors._call(
+            [package / "bin" / "verilator_bin", *vectors._VERILATE, "--top-module", top,
+             "--prefix", "Vunit", "--Mdir", folder, source],
+            folder,
+        )  # fmt: skip
+        library = vectors._library(cache, Path(scratch))
+        sources = [*sorted(folder.glob("*.cpp")), harness]
+        (folder / "all.cc").write_text("".join(f'#include "{path}"\n' for path in sources))
+        flags = [f"-D{define}" for define in defines]
+        vectors._call(
+            ["g++", "-std=c++17", optimise, "-w", *flags, *vectors._includes(package / "include"),
+             f"-I{folder}", "all.cc", *library, "-pthread", "-o", "program"],
+            folder,
+        )  # fmt: skip
+        keep = Path(scratch) / "keep"
+        keep.mkdir()
+        shutil.copy2(folder / "program", keep / "program")
+        try:
+            os.replace(keep, final)
+        except OSError:
+            if not (final / "program").exists():
+                raise
+    return final / "program"
