@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Output path -> "module:function"; the function takes nothing and returns the whole file as str.
 GENERATED: dict[str, str] = {
+    "docs/concepts.md": "module_list:page",
     "docs/isa.md": "flightllm.spec.isa_doc:manual",
     "docs/registers.md": "flightllm.spec.registers:manual",
     "docs/lengths.md": "lengths:page",
