@@ -42,10 +42,12 @@ class FoldedLayer:
     weights: dict[str, Tensor]
     biases: dict[str, Tensor]
 
-    def with_weights(self, weights: dict[str, Tensor], biases: dict[str, Tensor]) -> FoldedLayer:
-        """The same layer with other weights and biases in place of those named."""
+    def with_weights(
+        self, weights: dict[str, Tensor], biases: dict[str, Tensor], **gains: Tensor
+    ) -> FoldedLayer:
+        """The same layer with other weights, biases and gains in place of those named."""
         return replace(
-            self, weights={**self.weights, **weights}, biases={**self.biases, **biases}
+            self, weights={**self.weights, **weights}, biases={**self.biases, **biases}, **gains
         )
 
 

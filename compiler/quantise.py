@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flightllm.compiler import calibrate, mixed, sensitivity, smooth
 from flightllm.compiler.as_is import can_keep, stored_matrix
+from flightllm.compiler.balance import Reader, balance_layer, best_factors
 from flightllm.compiler.block import Block, linear
 from flightllm.compiler.compensation import Prepared, corrected_bias, fit_matrix, prepare
 from flightllm.compiler.fold import (
@@ -34,7 +35,8 @@ __all__ = ["Progress", "Quantised", "quantise"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
-SMOOTHING_SEQUENCES = 16
+EASING_SEQUENCES = 16
+"""Calibration texts on which channels are balanced and K is smoothed."""
 FALLBACK = Scheme(8, 32)
 """What codes that the formats cannot hold are rounded to."""
 
@@ -203,19 +205,38 @@ class _Build:
 
     # ------------------------------------------------------------------ one layer
 
-    def _smoothed(self, layer: FoldedLayer) -> tuple[FoldedLayer, dict[str, Tensor]]:
-        """The layer with K smoothing folded in, and what multiplied q's and k's rows (as-is)."""
-        streams = self.streams
-        if not self.options.smooth_k or self.config.head_dim % 2:
-            return layer, {}
-        turn = self.scheme is not None
+    def _eased(
+        self, layer: FoldedLayer, widths: dict[str, int]
+    ) -> tuple[FoldedLayer, dict[str, Tensor]]:
+        """The layer with balanced inputs and smoothed K, and (as-is) what multiplied its rows.
+
+        A matrix of stored codes can take up neither columns' factors nor turned rows.
+        """
+        streams, config, free = self.streams, self.config, self.scheme is not None
+        smooth_k = self.options.smooth_k and config.head_dim % 2 == 0
         if streams is None:
-            smoothing = smooth.smoothing_from_weights(layer, self.config)
-        else:
-            x = streams.x[:SMOOTHING_SEQUENCES]
-            q, k, _ = streams.heads(layer, streams.exact.norm(x, layer.attn_norm), streams.exact)
-            smoothing = smooth.smoothing_from_heads(q, k, streams.rounded, turn)
-        rows = {} if turn else smooth.row_factors(smoothing, self.config.heads)
+            if not smooth_k:
+                return layer, {}
+            smoothing = smooth.smoothing_from_weights(layer, config)
+            rows = {} if free else smooth.row_factors(smoothing, config.heads)
+            return smooth.apply_smoothing(layer, smoothing), rows
+        x, exact = streams.x[:EASING_SEQUENCES], streams.exact
+        group = (self.scheme or FALLBACK).group
+        if free:
+            valid = streams.valid[:EASING_SEQUENCES]
+            inputs = {n: v[valid] for n, v in streams.inputs(layer, x, exact).items()}
+            layer = balance_layer(layer, inputs, config, widths, group)
+        if not smooth_k:
+            return layer, {}
+        h = exact.norm(x, layer.attn_norm)
+        q, k, _ = streams.heads(layer, h, exact)
+        energy = h.square().mean((0, 1))
+        noise = (
+            smooth.weight_noise(layer.weights["k"], energy, config, widths["k"], group),
+            smooth.weight_noise(layer.weights["q"], energy, config, widths["q"], group),
+        )
+        smoothing = smooth.smoothing_from_heads(q, k, streams.rounded, noise, turn=free)
+        rows = {} if free else smooth.row_factors(smoothing, config.heads)
         return smooth.apply_smoothing(layer, smoothing), rows
 
     def _site(self, h: Tensor, g: Tensor, residual: bool = False) -> _Site:
@@ -223,7 +244,7 @@ class _Build:
         return _Site(h, g, prepare(self.streams.moments(h, g, residual)))
 
     def _layer(self, index: int, widths: dict[str, int]) -> QuantLayer:
-        layer, rows = self._smoothed(fold_layer(self.checkpoint, index))
+        layer, rows = self._eased(fold_layer(self.checkpoint, index), widths)
         done: dict[str, QuantLinear] = {}
 
         def run(names: tuple[str, ...], site: _Site | None) -> FoldedLayer:
@@ -269,6 +290,12 @@ class _Build:
         ends, streams, bits = self.ends, self.streams, self.options.head_bits
         if streams is None:
             return self._linear("head", ends.head, ends.head_bias, bits, None)
+        if self.scheme is not None:
+            part = slice(0, EASING_SEQUENCES)
+            h = streams.exact.norm(streams.x[part], ends.final_norm)[streams.valid[part]]
+            factor = best_factors(h, [Reader.of(ends.head, bits, self.scheme.group)])
+            ends = replace(ends, head=ends.head * factor, final_norm=ends.final_norm / factor)
+            self.ends = ends
         h = streams.exact.norm(streams.x, ends.final_norm)
         g = streams.rounded.norm(streams.y, ends.final_norm)
         head = self._linear("head", ends.head, ends.head_bias, bits, self._site(h, g))
@@ -288,7 +315,8 @@ class _Build:
             self.progress("quantise layers", index, self.config.layers + 1)
             layers.append(self._layer(index, widths[index]))
         self.progress("quantise layers", self.config.layers, self.config.layers + 1)
-        model = self._model(tuple(layers), self._head())
+        head = self._head()  # before the model: it may move a part of the final norm's gain
+        model = self._model(tuple(layers), head)
         self.progress("quantise layers", self.config.layers + 1, self.config.layers + 1)
         self.report.code_bits, self.report.average_weight_bits = average_bits(model)
         return Quantised(model, self.report)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flightllm.compiler.block import Block, linear
+from flightllm.compiler.block import linear
 from flightllm.compiler.fold import FoldedEnds, FoldedLayer
 from flightllm.compiler.gptq import round_plain
 from flightllm.compiler.rounding import grid_for
@@ -41,17 +41,6 @@ def _rounded(weight: Tensor, bits: int, group: int, kept: int, energy: Tensor | 
     return made.weight()
 
 
-def _inputs(layer: FoldedLayer, x: Tensor, streams: Streams, block: Block) -> dict[str, Tensor]:
-    """Each matrix' input [B, T, K]; matrices that share one share the tensor."""
-    h = block.norm(x, layer.attn_norm)
-    attended = streams.attention(layer, h, block)
-    middle = x + linear(attended, layer.weights["o"], layer.biases.get("o"))
-    g = block.norm(middle, layer.mlp_norm)
-    inner = streams.inner(layer, g, block)
-    named = {"q": h, "k": h, "v": h, "o": attended, "gate": g, "up": g, "down": inner}
-    return {name: named[name] for name in layer.weights}
-
-
 def by_divergence(
     layers: Sequence[FoldedLayer], ends: FoldedEnds, streams: Streams, widths: Sequence[int],
     group: int, kept: int = 16,
@@ -69,7 +58,7 @@ def by_divergence(
     target = logits(states[-1])
     losses = []
     for at, layer in enumerate(layers):
-        inputs = _inputs(layer, states[at], streams, block)
+        inputs = streams.inputs(layer, states[at], block)
         for name, weight in layer.weights.items():
             energy = inputs[name][valid].square().mean(0)
             for bits in widths:
@@ -96,7 +85,7 @@ def by_output_error(
     for layer in layers:
         inputs: dict[str, Tensor] = {}
         if streams is not None and x is not None:
-            inputs = _inputs(layer, x, streams, streams.exact)
+            inputs = streams.inputs(layer, x, streams.exact)
             x = streams.run(layer, x, streams.exact)
         for name, weight in layer.weights.items():
             energy = inputs[name].square().mean((0, 1)) if inputs else torch.ones(weight.shape[1])

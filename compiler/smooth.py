@@ -6,7 +6,8 @@ as it is; all query heads that share a K head share both. It folds into Wq and W
 out pairs of different size; turning shares one large channel between the two of its pair.
 
 The loss that is minimised is the expected square of the scores' rounding errors, weighed by how
-much the attention distribution reacts to each score, p (1 - p).
+much the attention distribution reacts to each score, p (1 - p). It counts the rounding of Wq and Wk
+too: a turn that mixes a large channel into a small one spoils the small one's weights.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from torch import Tensor
 
 from flightllm.compiler.block import Block
 from flightllm.compiler.fold import FoldedLayer
+from flightllm.compiler.gptq import round_plain
+from flightllm.compiler.rounding import grid_for
+from flightllm.compiler.scheme import group_for
 from flightllm.models.config import ModelConfig
 
-__all__ = ["Smoothing", "apply_smoothing", "row_factors", "smoothing_from_heads", "smoothing_from_weights"]
+__all__ = ["Smoothing", "apply_smoothing", "row_factors", "smoothing_from_heads", "smoothing_from_weights",
+           "weight_noise"]  # fmt: skip
 
 STEPS = 150
 RATE = 0.05
@@ -53,9 +58,11 @@ class _Case:
 
     Members
     -------
-    keys : [n, kv_heads, pairs, 2]; queries : [n, kv_heads, shared, pairs, 2].
+    keys : [n, kv_heads, pairs, 2]; queries : [shared, n, kv_heads, pairs, 2].
     key_cost : [n, kv_heads, pairs], squared query pairs that meet a key, weighed and summed;
-    query_cost : [n, kv_heads, shared, pairs], likewise of the keys a query meets.
+    query_cost : [shared, n, kv_heads, pairs], likewise of the keys a query meets.
+    noise : pairs of [kv_heads, pairs, 2, 2]: covariance of the error that rounded weights make in
+        a pair of K (or Q), and second moments of what it is multiplied with, both before RoPE.
     levels : of K's grid on one side of zero.
     """
 
@@ -63,20 +70,76 @@ class _Case:
     queries: Tensor
     key_cost: Tensor
     query_cost: Tensor
+    noise: tuple[tuple[Tensor, Tensor], ...]
     levels: int
 
     def loss(self, smoothing: Smoothing) -> Tensor:
         """Expected squared errors, by K head [kv_heads]."""
         square = smoothing.factor.square()
         key_step = smoothing.turned(self.keys, -1).abs().amax((-1, -2)) / self.levels
-        queries = self.queries.movedim(2, 0)
-        query_step = smoothing.turned(queries, 1).abs().amax((-1, -2)) / 127
+        query_step = smoothing.turned(self.queries, 1).abs().amax((-1, -2)) / 127
         by_key = key_step.square() * (self.key_cost * square).sum(-1)
-        by_query = query_step.square() * (self.query_cost.movedim(2, 0) / square).sum(-1)
-        return (by_key.sum(0) + by_query.sum((0, 1))) / 12
+        by_query = query_step.square() * (self.query_cost / square).sum(-1)
+        loss = (by_key.sum(0) + by_query.sum((0, 1))) / 12
+        for made, met in self.noise:
+            loss = loss + (_diagonal(made, smoothing) * _diagonal(met, smoothing)).sum((-1, -2))
+        return loss
 
 
-def _case(q: Tensor, k: Tensor, block: Block) -> _Case:
+def _diagonal(matrices: Tensor, smoothing: Smoothing) -> Tensor:
+    """The diagonal of [..., 2, 2] matrices turned by a smoothing's angles: [..., 2]."""
+    c, s = smoothing.angle.cos(), smoothing.angle.sin()
+    xx, xy, yy = matrices[..., 0, 0], matrices[..., 0, 1], matrices[..., 1, 1]
+    cross = 2 * c * s * xy
+    return torch.stack((c * c * xx + s * s * yy - cross, s * s * xx + c * c * yy + cross), -1)
+
+
+def _moments(weight: Tensor, met: Tensor, at: Tensor, block: Block) -> Tensor:
+    """Second moments of the vectors that meet an error, before RoPE: [kv_heads, pairs, 2, 2].
+
+    Parameters
+    ----------
+    weight : [B, kv_heads, shared, S, T], of an error at T that meets a vector at S.
+    met : [B, kv_heads, shared, S, pairs, 2], after RoPE. at : positions [T] of the errors.
+    """
+    x, y = met.unbind(-1)
+    xx, xy, yy = (
+        torch.einsum("bkgst,bkgsp->ktp", weight, part) for part in (x * x, x * y, y * y)
+    )
+    if block.cos is not None and block.sin is not None:
+        c, s = block.cos[at], -block.sin[at]
+        xx, xy, yy = (
+            c * c * xx - 2 * c * s * xy + s * s * yy,
+            c * s * (xx - yy) + (c * c - s * s) * xy,
+            s * s * xx + 2 * c * s * xy + c * c * yy,
+        )
+    return torch.stack((xx, xy, xy, yy), -1).sum(1).unflatten(-1, (2, 2))
+
+
+def weight_noise(
+    weight: Tensor, energy: Tensor, config: ModelConfig, bits: int, group: int
+) -> Tensor:
+    """Covariance of the output errors that rounding makes, by pair: [kv_heads, pairs, 2, 2].
+
+    Parameters
+    ----------
+    weight : of k, or of q (then averaged over the query heads of a K head), [rows, columns].
+    energy : mean square of each input [columns]. bits, group : what it is rounded to.
+
+    Notes
+    -----
+    All rows are taken to lose the same share, the one measured over the whole matrix.
+    """
+    made = round_plain(weight, grid_for(bits), group_for(weight.shape[1], group), 16, False, energy)
+    whole = (weight.square() @ energy).sum().clamp(min=1e-30)
+    share = ((weight - made.weight()).square() @ energy).sum() / whole
+    rows = (weight * energy.sqrt()).unflatten(0, (config.kv_heads, -1, config.head_dim // 2, 2))
+    return share * torch.einsum("kgpaj,kgpbj->kpab", rows, rows)
+
+
+def _case(
+    q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, Tensor] | None
+) -> _Case:
     """Collect keys, queries and costs of q [B, heads, T, hd] and k [B, kv_heads, T, hd]."""
     shared, tokens = q.shape[1] // k.shape[1], q.shape[2]
     q = q.unflatten(1, (-1, shared))
@@ -84,14 +147,22 @@ def _case(q: Tensor, k: Tensor, block: Block) -> _Case:
     chance = torch.softmax(score.masked_fill(~block.seen(tokens), -torch.inf), dim=-1)
     weight = chance * (1 - chance)
     q, k = q.unflatten(-1, (-1, 2)), k.unflatten(-1, (-1, 2))
-    key_cost = torch.einsum("bksqt,bksqp->btkp", weight, q.square().sum(-1))
-    query_cost = torch.einsum("bksqt,bktp->bqksp", weight, k.square().sum(-1))
+    key_cost = torch.einsum("bkgst,bkgsp->btkp", weight, q.square().sum(-1))
+    query_cost = torch.einsum("bkgst,bktp->gbskp", weight, k.square().sum(-1))
     picked = torch.arange(0, q.shape[0] * tokens, max(1, q.shape[0] * tokens // SAMPLED_TOKENS))
+    pairs: tuple[tuple[Tensor, Tensor], ...] = ()
+    if noise is not None:
+        at, scale = torch.arange(tokens), len(picked) / (q.shape[0] * tokens)
+        met_by_k = _moments(weight, q, at, block)
+        wide = k[:, :, None].expand(-1, -1, shared, -1, -1, -1)
+        met_by_q = _moments(weight.transpose(-1, -2), wide, at, block)
+        pairs = (noise[0], met_by_k * scale), (noise[1] / shared, met_by_q * scale)
     return _Case(
         k.transpose(1, 2).flatten(0, 1)[picked],
-        q.permute(0, 3, 1, 2, 4, 5).flatten(0, 1)[picked],
+        q.permute(2, 0, 3, 1, 4, 5).flatten(1, 2)[:, picked],
         key_cost.flatten(0, 1)[picked],
-        query_cost.flatten(0, 1)[picked],
+        query_cost.flatten(1, 2)[:, picked],
+        pairs,
         127 if block.kv_bits == 8 else 7,
     )
 
@@ -136,16 +207,20 @@ def _normalised(smoothing: Smoothing) -> Smoothing:
     return Smoothing(smoothing.angle, smoothing.factor / mean)
 
 
-def smoothing_from_heads(q: Tensor, k: Tensor, block: Block, turn: bool = True) -> Smoothing:
+def smoothing_from_heads(
+    q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, Tensor] | None = None,
+    turn: bool = True,
+) -> Smoothing:  # fmt: skip
     """The smoothing that serves the scores of calibration text best.
 
     Parameters
     ----------
     q : [B, heads, T, head_dim]; k : [B, kv_heads, T, head_dim]; both after RoPE, pairs adjacent.
     block : tells the KV cache's bits and the window.
+    noise : `weight_noise` of k and of q, or None where their weights are not rounded.
     turn : whether pairs may be turned, or only scaled (which a matrix of codes can take up).
     """
-    case = _case(q, k, block)
+    case = _case(q, k, block, noise)
     turned = _start(case)
     plain = Smoothing(torch.zeros_like(turned.angle), turned.factor)
     best, least = _search(case, plain, turn)

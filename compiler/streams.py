@@ -57,6 +57,7 @@ class Streams:
     -------
     x, y : float32 [B, T, dim], the residual stream of the float and of the quantised model.
     exact, rounded : the `Block` of each.
+    valid : bool [B, T], tokens of the text; `fitted` those in the moments, `held` those held out.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Streams:
             self.x = self.x + ends.positions[: ids.shape[1]]
             self.y = self.y + ends.positions[: ids.shape[1]].half().float()
         held = max(1, ids.shape[0] // 8) if ids.shape[0] > 1 else 0
+        self.valid = calibration.valid
         self.fitted = calibration.valid.clone()
         self.fitted[ids.shape[0] - held :] = False
         self.held = calibration.valid & ~self.fitted if held else calibration.valid
@@ -127,6 +129,16 @@ class Streams:
         x = x + linear(attended, layer.weights["o"], layer.biases.get("o"))
         inner = self.inner(layer, block.norm(x, layer.mlp_norm), block)
         return x + linear(inner, layer.weights["down"], layer.biases.get("down"))
+
+    def inputs(self, layer: FoldedLayer, x: Tensor, block: Block) -> dict[str, Tensor]:
+        """Each matrix' input [B, T, K]; matrices that share one share the tensor."""
+        h = block.norm(x, layer.attn_norm)
+        attended = self.attention(layer, h, block)
+        middle = x + linear(attended, layer.weights["o"], layer.biases.get("o"))
+        g = block.norm(middle, layer.mlp_norm)
+        inner = self.inner(layer, g, block)
+        named = {"q": h, "k": h, "v": h, "o": attended, "gate": g, "up": g, "down": inner}
+        return {name: named[name] for name in layer.weights}
 
     def add(
         self, name: str, layer: FoldedLayer, rounded: FoldedLayer, h: Tensor, g: Tensor
