@@ -33,7 +33,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         grid.add_column(name, justify="right" if number else "left")
     for row in rows:
         grid.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    console.print(grid, markup=False, highlight=False)
+    with console.capture() as shown:
+        console.print(grid, markup=False, highlight=False)
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
 
 
 def facts(values: Mapping[str, object]) -> None:
