@@ -52,7 +52,7 @@ class UnitFrontEnd(wiring.Component):
     queue : In, words of instructions, header first. semaphores : to `Semaphores`.
     function, flags : of the running instruction. start : a pulse when it starts; `operands` hold
     until `done`. done : In, the unit's pulse when the instruction's last result is visible; not in
-    the cycle of `start`. busy : between start and done.
+    the cycle of `start`. busy : between start and done. idle : nothing runs, nothing waits.
     Operand `i` (32 bits) of the running instruction is ``operands[i]``; `operand` finds it by name.
     """
 
@@ -69,6 +69,7 @@ class UnitFrontEnd(wiring.Component):
                 "start": Out(1),
                 "done": In(1),
                 "busy": Out(1),
+                "idle": Out(1),
             }
         )
 
@@ -124,5 +125,8 @@ class UnitFrontEnd(wiring.Component):
                     place.eq(0),
                     missing.eq(counts[word.function]),
                 ]
-        m.d.comb += [self.function.eq(header.function), self.flags.eq(header.flags)]
+        m.d.comb += [
+            self.function.eq(header.function), self.flags.eq(header.flags),
+            self.idle.eq(~self.busy & ~have_header & ~self.queue.valid),
+        ]  # fmt: skip
         return m

@@ -85,8 +85,8 @@ class FloatAdd(Datapath):
     def _sum(self, m: Module, x: SimpleNamespace) -> SimpleNamespace:
         """The sum with guard, round and sticky bit below it and a carry above: 28 bits."""
         near, lost = shift_right(m, Cat(Const(0, 3), x.small), x.distance[:5], "align")
-        far = x.distance[5:].any()
-        small = Mux(far, x.small.any(), Cat(near[0] | lost, near[1:]))  # the last bit is sticky
+        # 32 places or more below a number of 24 bits nothing can change its rounding.
+        small = Mux(x.distance[5:].any(), 0, Cat(near[0] | lost, near[1:]))
         aligned = self.cut(
             m, "aligned",
             large=Cat(Const(0, 3), x.large), small=small, differ=x.differ, exponent=x.exponent,

@@ -1,1 +1,1 @@
-"""The special function unit: float32 lanes, sums in the fixed order, scalars, and their sequencer."""
+"""The special function unit: float32 lanes, sums in the fixed order, scalars, sequencer."""

@@ -40,7 +40,9 @@ class _Step(IntEnum):
     HALF = 4
 
 
-_REGISTERS = ("amax", "bounded", "alpha", "inv_n", "eps", "total", "qmax", "inverse", "scale", "work")
+_REGISTERS = (
+    "amax", "bounded", "alpha", "inv_n", "eps", "total", "qmax", "inverse", "scale", "work",
+)  # fmt: skip
 # (unit, first operand, second operand, result)
 _INVERSE = [(_Step.RECIP, "bounded", "bounded", "work"), (_Step.MUL, "work", "qmax", "inverse")]
 _SCALE = [(_Step.MUL, "amax", "alpha", "scale")]

@@ -1,4 +1,4 @@
-"""The k largest of a row of logits: a sorted list into which candidates are inserted one a cycle."""
+"""The k largest of a row of logits: a sorted list that takes a candidate a cycle."""
 
 from typing import Any
 

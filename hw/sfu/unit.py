@@ -105,7 +105,7 @@ class SpecialFunctionUnit(wiring.Component):
         }
         self.row_at = {name: Signal(32, name=f"row_{name}") for name in ("x", "dst", "scale")}
         # function -> register -> (base, stride of rows, stride of heads)
-        self.strides = {
+        self.strides: dict[str, dict[str, Any]] = {
             "add": {"x": ("a", "a1", None), "y": ("b", "b1", None), "dst": ("dst", "dst1", None)},
             "stat": {"x": ("src", "src1", None), "y": ("gain", None, None),
                      "sums": ("sums", "sums1", None), "amax": ("amax", "amax1", None)},
@@ -204,7 +204,8 @@ class SpecialFunctionUnit(wiring.Component):
                 nibble, size = _flag(front, "headq", "nibble"), self._op("headq", "size")
                 m.d.comb += [
                     vector.n.eq(size), vector.pad.eq(self._op("headq", "pad")),
-                    vector.z.eq(at["y"] + (size >> 1)), vector.turn.eq(_flag(front, "headq", "rope")),
+                    vector.z.eq(at["y"] + (size >> 1)),
+                    vector.turn.eq(_flag(front, "headq", "rope")),
                     vector.narrow.eq(nibble), scalars.qmax.eq(Mux(nibble, SEVEN, Q127)),
                     scalars.alpha.eq(self._op("headq", "alpha")),
                     scalars.half.eq(_flag(front, "headq", "half")),
@@ -228,7 +229,9 @@ class SpecialFunctionUnit(wiring.Component):
         program = Signal(ScalarProgram)
         m.d.comb += [
             self.scalars.program.eq(program),
-            reducer.block.eq(Mux(function == _function("quant"), self.read_x.data[0], vector.block)),
+            reducer.block.eq(
+                Mux(function == _function("quant"), self.read_x.data[0], vector.block)
+            ),
             reducer.way.eq(vector.block_way), reducer.valid.eq(vector.block_valid),
         ]  # fmt: skip
         listed = (function == _function("topk")) | (function == _function("merge"))
@@ -269,9 +272,8 @@ class SpecialFunctionUnit(wiring.Component):
                         run_pass(PassKind.STAT, "amax")
                     with m.Case(_function("act")):
                         silu, relu = _flag(front, "act", "silu"), _flag(front, "act", "relu")
-                        run_pass(
-                            Mux(silu, PassKind.SILU, Mux(relu, PassKind.RELU, PassKind.GELU)), "amax"
-                        )
+                        plain = Mux(relu, PassKind.RELU, PassKind.GELU)
+                        run_pass(Mux(silu, PassKind.SILU, plain), "amax")
                     with m.Case(_function("headq")):
                         run_pass(PassKind.ROPE, "scalars")
                     with m.Case(_function("softmax")):
