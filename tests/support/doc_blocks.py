@@ -115,8 +115,9 @@ def _execute(command: list[str], folder: Path, place: str, expected: int) -> str
         command, cwd=folder, env=environment, timeout=LIMIT, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    name = "the script" if command[0] == sys.executable else command[-1]
     assert done.returncode == expected, (
-        f"{place}: {command[-1]!r} ended with {done.returncode}, not {expected}:\n{done.stdout}"
+        f"{place}: {name!r} ended with {done.returncode}, not {expected}:\n{done.stdout}"
     )
     return done.stdout
 
