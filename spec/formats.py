@@ -123,6 +123,11 @@ class MatrixFormat:
             *(bool(values[name]) for name, _ in _FIELDS[5:]),
         )  # fmt: skip
 
+    @staticmethod
+    def fields() -> tuple[tuple[str, int], ...]:
+        """(name, bits) of each field of the format word, from bit 0 up."""
+        return _FIELDS
+
     @property
     def codes_per_group(self) -> int:
         """Stored codes of one row in one group."""

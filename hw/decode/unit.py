@@ -1,0 +1,160 @@
+"""The decode unit: its parts, and the pipeline from bits to levels."""
+
+from typing import Any
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from flightllm.hw.decode.headers import HeaderStore
+from flightllm.hw.decode.layout import Command, Slice, Tag, log2
+from flightllm.hw.decode.levels import extract, levels, live_blocks, place, table_memory
+from flightllm.hw.decode.picks import aligned_index, choose, ranks, ranks_layout
+from flightllm.hw.decode.plan import Planner
+from flightllm.hw.decode.ring import CodeRing, align
+from flightllm.hw.decode.sections import Sections
+from flightllm.hw.decode.walker import Walker
+
+__all__ = ["DecodeUnit"]
+
+
+class DecodeUnit(wiring.Component):
+    """Beats of stored matrices in, slices of INT8 levels out: see docs/units/decode.md.
+
+    Parameters
+    ----------
+    beat_bytes : 16, 32 or 64.
+    k_lanes : lanes of a slice; a power of two from 16 to 2 * beat_bytes.
+    full_pairs : pairs of full 8-bit levels share a multiplier; else such slices go out row by row.
+
+    Members
+    -------
+    commands : In(stream of Command), one a matrix, in the order of the beats.
+    beats : In(stream of 8 * beat_bytes bits).
+    slices : Out(stream of Slice(k_lanes)).
+    fault : Out(1), pulses when a command has a format that no packer makes; it is dropped.
+    busy : Out(1), a command, a beat's worth of codes or a slice is still inside.
+    """
+
+    def __init__(self, beat_bytes: int, k_lanes: int, full_pairs: bool = True) -> None:
+        if beat_bytes not in (16, 32, 64):
+            raise ValueError(f"Beat must be of 16, 32 or 64 bytes, not {beat_bytes!r}")
+        if k_lanes not in (16, 32, 64, 128) or k_lanes > 2 * beat_bytes:
+            raise ValueError(
+                f"Lanes must be a power of two from 16 to 2 * beat_bytes = {2 * beat_bytes}, "
+                f"not {k_lanes!r}"
+            )
+        self.beat_bytes, self.k_lanes, self.full_pairs = beat_bytes, k_lanes, full_pairs
+        super().__init__({
+            "commands": In(stream.Signature(Command)),
+            "beats": In(stream.Signature(8 * beat_bytes)),
+            "slices": Out(stream.Signature(Slice(k_lanes))),
+            "fault": Out(1),
+            "busy": Out(1),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        size = (self.beat_bytes, self.k_lanes)
+        m.submodules.planner = planner = Planner(*size, self.full_pairs)
+        m.submodules.sections = sections = Sections(*size)
+        m.submodules.headers = headers = HeaderStore(*size)
+        m.submodules.ring = ring = CodeRing(*size)
+        m.submodules.walker = walker = Walker(self.k_lanes)
+        wiring.connect(m, wiring.flipped(self.commands), planner.i)
+        wiring.connect(m, wiring.flipped(self.beats), sections.beats)
+        wiring.connect(m, planner.o, sections.plan)
+        wiring.connect(m, sections.next, walker.plan)
+        for source, target, names in (
+            (sections, headers, ("write", "place", "bank", "data")),
+            (sections, ring, ("push", "data")),
+            (ring, sections, ("room",)),
+            (walker, sections, ("freed", "finish")),
+            (sections, walker, ("headers",)),
+            (headers, walker, ("scale", "second")),
+            (walker, headers, ("pair", "index_place")),
+            (ring, walker, ("available",)),
+            (walker, ring, ("take", "round_up", "flush")),
+        ):
+            m.d.comb += [getattr(target, name).eq(getattr(source, name)) for name in names]
+        m.d.comb += [headers.read_bank.eq(walker.bank), self.fault.eq(planner.fault)]
+        self._pipeline(m, planner, sections, walker, ring, headers)
+        return m
+
+    def _pipeline(self, m: Module, planner: Any, sections: Any, walker: Any, ring: Any,
+                  headers: Any) -> None:  # fmt: skip
+        """Four steps: read, align, cut into codes, look up. A step waits only for the next one."""
+        valid = [Signal(name=f"valid_{k}") for k in range(4)]
+        step = [Signal(name=f"step_{k}") for k in range(4)]
+        tags = [Signal(Tag(self.k_lanes), name=f"tag_{k}") for k in range(3)]
+        for k in range(4):
+            onward = self.slices.ready if k == 3 else step[k + 1]
+            m.d.comb += step[k].eq(~valid[k] | onward)
+            with m.If(step[k]):
+                m.d.sync += valid[k].eq(valid[k - 1] if k else walker.valid)
+                if k < 3:
+                    m.d.sync += tags[k].eq(tags[k - 1] if k else walker.tag)
+        m.d.comb += [
+            walker.step.eq(step[0]),
+            self.slices.valid.eq(valid[3]),
+            self.busy.eq(Cat(valid).any() | ~planner.i.ready | ~sections.plan.ready
+                         | planner.o.valid | ~walker.plan.ready),
+            planner.banks.eq(
+                sections.tables | walker.tables
+                | _banks(valid[0], tags[0]) | _banks(valid[1], tags[1]) | _banks(valid[2], tags[2])
+            ),
+        ]  # fmt: skip
+        codes, ranked = self._fetch(m, step, tags, walker, ring, headers)
+        self._look_up(m, planner, step[3], tags[2], codes, ranked)
+
+    def _fetch(self, m: Module, step: Any, tags: Any, walker: Any, ring: Any, headers: Any) -> Any:
+        """The first three steps: (codes by row, ranked index bits) of the third."""
+        def register(k: int, value: Any, name: str) -> Any:
+            out = Signal.like(value, name=name, reset_less=True)
+            with m.If(step[k]):
+                m.d.sync += out.eq(value)
+            return out
+
+        head, offset = register(0, ring.head, "head"), register(0, ring.offset, "offset")
+        block = register(0, headers.index, "index_block")
+        fine = register(0, walker.index_place[: log2(self.k_lanes // 8)], "index_fine")
+        bits = register(1, align(head, offset, self.k_lanes), "bits")
+        index = register(1, aligned_index(block, fine), "index")
+        found = [
+            [Signal(8, name=f"code_{row}_{k}") for k in range(self.k_lanes)] for row in range(2)
+        ]
+        extract(m, bits, tags[1].select, found)
+        ranked = Signal(ranks_layout(self.k_lanes))
+        ranks(m, index, ranked)
+        codes = [
+            [register(2, code, f"taken_{row}_{k}") for k, code in enumerate(found[row])]
+            for row in range(2)
+        ]
+        return codes, register(2, ranked, "ranked_2")
+
+    def _look_up(self, m: Module, planner: Any, step: Any, tag: Any, codes: Any,
+                 ranked: Any) -> None:  # fmt: skip
+        m.submodules.table = store = table_memory()
+        write = store.write_port()
+        m.d.comb += [
+            write.en.eq(planner.table_en),
+            write.addr.eq(planner.table_address),
+            write.data.eq(planner.table_data),
+        ]
+        made = Signal(Slice(self.k_lanes))
+        live = live_blocks(tag.span, tag.dense, self.k_lanes // 8)
+        kept = Signal(2)
+        m.d.comb += kept.eq(tag.kept)  # 0 when dense
+        placed = [place(row, kept) for row in codes]
+        levels(m, store, placed, tag, live, made.codes)
+        picks = choose(m, ranked, tag.dense, tag.indices, tag.kept)
+        m.d.comb += made.picks.eq(Cat(picks))
+        for name in ("span", "dense", "rows", "sums", "again", "first", "last", "final", "scale",
+                     "second"):  # fmt: skip
+            m.d.comb += getattr(made, name).eq(getattr(tag, name))
+        with m.If(step):
+            m.d.sync += self.slices.payload.eq(made)
+
+
+def _banks(valid: Any, tag: Any) -> Any:
+    return (valid & tag.table) << tag.bank

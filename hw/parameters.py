@@ -1,0 +1,56 @@
+"""Numbers of the matrix path that follow from a `HwConfig`; stated here and nowhere else."""
+
+from dataclasses import dataclass
+
+from flightllm.spec.config import HwConfig
+
+__all__ = ["MatrixParameters", "matrix_parameters"]
+
+MAX_LANES = 64
+PACKS_FULL_CODES = {"dsp48e2": True, "dsp58": True, "dsp48e1": False, "inferred": True}
+
+
+@dataclass(frozen=True)
+class MatrixParameters:
+    """The shape of one channel's share of the matrix engine.
+
+    Attributes
+    ----------
+    beat_bytes : bytes of a beat of the channel's weight FIFO.
+    k_lanes : codes of each row of a pair in one slice; a power of two, 16 to 64.
+    cells : vectors that a slice meets in one cycle; 2 * k_lanes * cells is macs_per_channel.
+    dsp_kind, chain_length : the multiplier primitive, and how many of it are cascaded.
+    full_pairs : a pair of full 8-bit levels shares a multiplier. Where it does not (DSP48E1), such
+        pairs take two slices, one a row.
+    """
+
+    beat_bytes: int
+    k_lanes: int
+    cells: int
+    dsp_kind: str
+    chain_length: int
+    full_pairs: bool
+
+    @property
+    def window_bytes(self) -> int:
+        """Activations that one slice can reach: k_lanes / 8 windows of 16."""
+        return 2 * self.k_lanes
+
+
+def matrix_parameters(config: HwConfig) -> MatrixParameters:
+    """The matrix path of a configuration.
+
+    `k_lanes` is the largest power of two up to 64 of which 2 * k_lanes divides `macs_per_channel`
+    and that is no more than 2 * `beat_bytes`: a slice of 2-bit codes is then at most a beat.
+    """
+    lanes = MAX_LANES
+    while config.macs_per_channel % (2 * lanes) or lanes > 2 * config.beat_bytes:
+        lanes //= 2
+    return MatrixParameters(
+        beat_bytes=config.beat_bytes,
+        k_lanes=lanes,
+        cells=config.macs_per_channel // (2 * lanes),
+        dsp_kind=config.dsp_kind,
+        chain_length=config.chain_length,
+        full_pairs=PACKS_FULL_CODES[config.dsp_kind],
+    )
