@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from flightllm.models.checkpoint import open_checkpoint
+from flightllm.models.config import ModelConfig
 from flightllm.models.corpus import RUN, Corpus
 from flightllm.models.ngram import NgramModel
 from flightllm.models.reference import FloatModel
@@ -181,6 +183,21 @@ def _sample(model: FloatModel, tokenizer: Tokenizer, prompt: str, seed: int) -> 
     return "\n".join(f"    {line}".rstrip() for line in text.split("\n"))
 
 
+def _wrap(text: str) -> str:
+    """Paragraphs of prose, filled to 100 columns."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    fill = textwrap.TextWrapper(100, break_long_words=False, break_on_hyphens=False).fill
+    return "\n\n".join(fill(paragraph) for paragraph in paragraphs)
+
+
+def _command(recipe: Mapping[str, Any]) -> str:
+    """The command that trains with a recipe, indented, over several lines."""
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in recipe.items()]
+    lines = textwrap.wrap("  ".join(words).replace(" ", "\0").replace("\0\0", " "), 88)
+    command = " \\\n        ".join(["python -m flightllm.models.train --out DIR", *lines])
+    return "    " + command.replace("\0", " ")
+
+
 def _card(
     model: FloatModel,
     facts: TrainingFacts,
@@ -189,35 +206,81 @@ def _card(
     samples: Sequence[str],
 ) -> str:
     """The text of README.md."""
-    config, recipe = model.config, facts.recipe
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in recipe.items())
-    characters = sum(map(len, corpus.held_out.values()))
-    names = {
-        part: ", ".join(f"`{name}`" for name in texts)
-        for part, texts in (("held", corpus.held_out), ("validation", corpus.validation))
+    parts = {
+        "about": _about(model.config),
+        "figures": _figures(figures, corpus),
+        "training": _training(facts, corpus),
+        "command": _command(facts.recipe),
+        "introduction": _wrap(
+            f"Temperature {TEMPERATURE}, seeds {', '.join(str(seed) for _, seed in PROMPTS)}, at"
+            f" most {TOKENS} tokens; the model goes on after ▶."
+        ),
+        "samples": SEPARATOR.join(samples),
+        "licence": _wrap(
+            """The weights are published under Apache-2.0. The text they are trained on is part of
+            CPython, (c) Python Software Foundation, under the PSF licence; it is not part of this
+            package."""
+        ),
     }
-    parameters = f"{config.parameters / 1e6:.2f} million"
-    return f"""---
+    return _TEMPLATE.format(**parts)
+
+
+_TEMPLATE = """---
 license: apache-2.0
 language: en
 tags: [text-generation, llama, from-scratch]
 ---
 # The demo model
 
-A LLaMA of {parameters} parameters ({config.layers} layers, width {config.dim}, {config.heads}
-query and {config.kv_heads} key/value heads of {config.head_dim}, MLP {config.ffn_dim}, vocabulary
-{config.vocab}, context {config.max_length}, tied embeddings, float16), trained from nothing on what
-CPython 3.11 says about itself: the text of `pydoc_data.topics`. It continues text in the manner of
-the Python language reference. It exists so that every command of flightllm can be tried without a
-download; it knows nothing, and what it says about Python is often wrong.
-
-Written by `python -m flightllm.models.train --card DIR`: every figure and sample below is measured
-or drawn by that command, except those of the training run, which `training.json` records.
+{about}
 
 ## Figures
 
-Bits per character on {characters:,} characters of topics held out by name, each topic's end
-included; lower is better.
+{figures}
+
+## Training
+
+{command}
+
+{training}
+
+## Samples
+
+{introduction}
+
+{samples}
+
+## Licence
+
+{licence}
+"""
+
+
+def _about(config: ModelConfig) -> str:
+    return _wrap(
+        f"""A LLaMA of {config.parameters / 1e6:.2f} million parameters ({config.layers} layers,
+        width {config.dim}, {config.heads} query and {config.kv_heads} key/value heads of
+        {config.head_dim}, MLP {config.ffn_dim}, vocabulary {config.vocab}, context
+        {config.max_length}, tied embeddings, float16), trained from nothing on what CPython 3.11
+        says about itself: the text of `pydoc_data.topics`. It continues text in the manner of the
+        Python language reference. It exists so that every command of flightllm can be tried
+        without a download; it knows nothing, and what it says about Python is often wrong.
+
+        Written by `python -m flightllm.models.train --card DIR`: every figure and sample below is
+        measured or drawn by that command, except those of the training run, which `training.json`
+        records."""
+    )
+
+
+def _figures(figures: Figures, corpus: Corpus) -> str:
+    characters = sum(map(len, corpus.held_out.values()))
+    before = f"""Bits per character on {characters:,} characters of topics held out by name, each
+        topic's end included; lower is better."""
+    after = f"""Held out: {_names(corpus.held_out)}. Neither the tokeniser nor the model nor the
+        choice of the step that was exported has seen them. The topics of that documentation
+        overlap, so a paragraph is given to one topic only, first to the held-out ones, and training
+        paragraphs that share a run of {RUN} characters with them are left out."""
+    return f"""{_wrap(before)}
 
 | | bits per character |
 |---|---|
@@ -225,34 +288,23 @@ included; lower is better.
 | 5-gram of the same tokens, interpolated modified Kneser-Ney | {figures.token_ngram:.4f} |
 | 5-gram of bytes, interpolated modified Kneser-Ney | {figures.byte_ngram:.4f} |
 
-Held out: {names["held"]}. Neither the tokeniser nor the model nor the choice of the step that was
-exported has seen them. The topics of that documentation overlap, so a paragraph is given to one
-topic only, first to the held-out ones, and training paragraphs that share a run of {RUN} characters
-with them are left out.
+{_wrap(after)}"""
 
-## Training
 
-    python -m flightllm.models.train --out DIR {options}
+def _training(facts: TrainingFacts, corpus: Corpus) -> str:
+    return _wrap(
+        f"""Text: SHA-256 `{facts.text_digest}` over name, NUL, text, NUL of all topics in order of
+        their names (CPython {facts.python}'s; the command refuses another text).
+        {facts.training_tokens:,} training tokens, {facts.steps:,} steps of
+        {facts.recipe["tokens"]:,} tokens, {facts.seconds / 60:.0f} minutes on one CPU thread,
+        torch {facts.torch}. Final training loss {facts.loss:.3f} nats a token (last batch,
+        with dropout). Exported: the running average of the weights after step
+        {facts.best_step:,}, the best on the validation topics ({_names(corpus.validation)}) with
+        {facts.validation_bits:.4f} bits per character. The same command resumes an interrupted run;
+        the same seed on the same machine gives the same weights. The recipe and its reasons are in
+        the docstrings of `flightllm.models.training` and `flightllm.models.lessons`."""
+    )
 
-Text: SHA-256 `{facts.text_digest}` over name, NUL, text, NUL of all topics in order of their names
-(CPython {facts.python}'s; the command refuses another text). {facts.training_tokens:,} training
-tokens, {facts.steps:,} steps of {recipe["tokens"]:,} tokens, {facts.seconds / 60:.0f} minutes on
-one CPU thread, torch {facts.torch}. Final training loss {facts.loss:.3f} nats a token (last batch,
-with dropout). Exported: the running average of the weights after step {facts.best_step:,}, the best
-on the validation topics ({names["validation"]}) with {facts.validation_bits:.4f} bits per
-character. The same command resumes an interrupted run; the same seed on the same machine gives the
-same weights. The recipe and its reasons are in the docstrings of `flightllm.models.training` and
-`flightllm.models.lessons`.
 
-## Samples
-
-Temperature {TEMPERATURE}, seeds {", ".join(str(seed) for _, seed in PROMPTS)}, at most {TOKENS}
-tokens; the model continues after ▶.
-
-{SEPARATOR.join(samples)}
-
-## Licence
-
-The weights are published under Apache-2.0. The text they are trained on is part of CPython, (c)
-Python Software Foundation, under the PSF licence; it is not part of this package.
-"""
+def _names(texts: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name}`" for name in texts)

@@ -37,17 +37,16 @@ class Recipe:
         Optimiser steps, `tokens` tokens each.
     tokens : int
         Tokens a step; `sampled` of them from the n-gram model, the others from the text.
-    length, long_length, long_from : int, int, float
-        Window in tokens; the longer one is used in the last part of the steps, from this share on.
+    length : int
+        Window in tokens; the whole context, so that every distance is trained.
     rate, decay : float, float
         AdamW's peak rate and weight decay, for the embedding; norms take the rate alone.
     matrix_rate, matrix_decay : float, float
-        Muon's, for the layers' matrices; it took half of AdamW's steps to the same validation.
+        Muon's (torch 2.9 or later), for the layers' matrices.
     warmup : int
         Steps to the peak; the rates then fall in a cosine to a twentieth.
     dropout : float
-        Share of the layers' weights that a step leaves out (DropConnect, Wan et al. 2013); on so
-        little text it did better than leaving out activations.
+        Share of the layers' weights that a step leaves out (DropConnect, Wan et al. 2013).
     blank : float
         Share of the vocabulary whose embedding a step blanks on the way in, not in the head.
     belief : float
@@ -57,12 +56,10 @@ class Recipe:
     seed : int
     """
 
-    steps: int = 4000
+    steps: int = 2400
     tokens: int = 2048
     sampled: float = 0.25
-    length: int = 128
-    long_length: int = 512
-    long_from: float = 0.75
+    length: int = 512
     rate: float = 3e-3
     decay: float = 0.1
     matrix_rate: float = 0.02
@@ -160,14 +157,12 @@ class Training:
     def _loss(self) -> tuple[Tensor, float]:
         """The loss to descend, and the text's own cross-entropy in nats a token."""
         recipe = self.recipe
-        long = self.step >= recipe.long_from * recipe.steps
-        length = recipe.long_length if long else recipe.length
-        batch = recipe.tokens // length
+        batch = recipe.tokens // recipe.length
         dreams = round(batch * recipe.sampled)
-        text = self.lessons.text(self.step, batch - dreams, length)
+        text = self.lessons.text(self.step, batch - dreams, recipe.length)
         ids, beliefs = torch.from_numpy(text.ids), torch.from_numpy(text.beliefs)
         if dreams:
-            sampled = self.lessons.sampled(self.step, dreams, length)
+            sampled = self.lessons.sampled(self.step, dreams, recipe.length)
             ids = torch.cat([ids, torch.from_numpy(sampled.ids)])
         with torch.autocast("cpu", torch.bfloat16), _FloatAttention():
             logits = FloatModel(self._untied, self._noisy()).forward(ids)
