@@ -4,7 +4,7 @@
 that read operands from a file, drive `i`, collect `o` and write the results. Programs are kept in
 a folder under the digest of their RTLIL, so that a unit that did not change is never built twice.
 
-Payloads travel as rows of little-endian 32-bit words, low word first: see `pack`.
+Payloads travel as rows of little-endian 32-bit words, low word first: see `pack` and `unpack`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +27,7 @@ from amaranth.back import rtlil, verilog
 from amaranth.hdl import Value
 from numpy.typing import NDArray
 
-__all__ = ["SimulationError", "VectorProgram", "build", "pack"]
+__all__ = ["SimulationError", "VectorProgram", "build", "pack", "unpack"]
 
 Words = NDArray[np.uint32]
 
@@ -34,6 +35,8 @@ _COMPILE = ("g++", "-std=c++17", "-O1", "-w")
 # -Wno-fatal: Yosys's Verilog is not written for Verilator's style checks.
 _VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--no-timing", "-Wno-fatal", "-Wno-lint")
 _LIBRARY = ("verilated.cpp", "verilated_threads.cpp")
+# A module of Yosys's Verilog; a submodule's name starts with its parent's and a full stop.
+_MODULE = re.compile(r"^module \\?([\w.$]+).*?^endmodule$", re.MULTILINE | re.DOTALL)
 _HARNESS = Path(__file__).with_name("vectors.cpp")
 
 
@@ -46,7 +49,7 @@ def pack(*fields: tuple[NDArray[Any], int]) -> Words:
 
     Parameters
     ----------
-    fields : (values [n], width in bits); of signed values and float32 or float16 the bits count.
+    fields : (values [n], width in bits); of floats the bits count. Widths of at most 32.
 
     Returns
     -------
@@ -66,6 +69,19 @@ def pack(*fields: tuple[NDArray[Any], int]) -> Words:
             rows[:, word + 1] |= (low >> np.uint64(32)).astype(np.uint32)
         offset += width
     return rows
+
+
+def unpack(rows: Words, *widths: int) -> list[NDArray[np.uint64]]:
+    """The inverse of `pack`: the bits of each field, uint64 [n]; widths of at most 32."""
+    fields = []
+    offset = 0
+    wide = np.concatenate([rows, np.zeros((len(rows), 1), np.uint32)], axis=1).astype(np.uint64)
+    for width in widths:
+        word, shift = divmod(offset, 32)
+        bits = wide[:, word] | wide[:, word + 1] << np.uint64(32)
+        fields.append(bits >> np.uint64(shift) & np.uint64((1 << width) - 1))
+        offset += width
+    return fields
 
 
 @dataclass(frozen=True)
@@ -185,12 +201,14 @@ def _build_missing(
     # Starting Yosys costs more than converting a unit: one call for all. The public `convert`
     # takes one design; this is the step it ends with.
     text = verilog._convert_rtlil_text("\n".join(missing.values()))
-    (work / "all.v").write_text(text)
+    modules = {match[1]: match[0] for match in _MODULE.finditer(text)}
     library = _library(cache, work)
     for name in missing:
         folder = work / name
         folder.mkdir()
-        _build_one(name, folder, work / "all.v", library)
+        own = [text for key, text in modules.items() if key.split(".")[0] == name]
+        (folder / f"{name}.v").write_text("\n".join(own))
+        _build_one(name, folder, library)
         final = programs[name].path.parent
         if not final.exists():
             try:
@@ -217,11 +235,11 @@ def _includes(include: Path) -> list[str]:
     return [f"-I{include}", f"-I{include / 'vltstd'}"]
 
 
-def _build_one(name: str, folder: Path, source: Path, library: list[Path]) -> None:
+def _build_one(name: str, folder: Path, library: list[Path]) -> None:
     package = _package()
     _call(
         [package / "bin" / "verilator_bin", *_VERILATE, "--top-module", name, "--prefix", "Vunit",
-         "--Mdir", folder, source],
+         "--Mdir", folder, folder / f"{name}.v"],
         folder,
     )  # fmt: skip
     # One translation unit: most of the time goes into reading Verilator's headers.
