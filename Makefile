@@ -1,4 +1,4 @@
-# make setup | demo | test | check | test-slow | bench | wheel-test | generate | status | clean
+# make setup | demo | test | check | test-slow | bench | wheel-test | generate | accuracy | status | clean
 # PYTHON=... picks the interpreter, VENV=... the folder of the virtual environment.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +13,7 @@ WORKERS ?= 2
 # Two test processes share two cores: one thread each in the numeric libraries.
 test test-slow: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check generated generate status test-slow bench wheel-test clean
+.PHONY: setup demo test check generated generate accuracy status test-slow bench wheel-test clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -46,6 +46,10 @@ generated: setup
 
 generate: setup
 	$(PY) tools/generate.py
+
+# docs/accuracy.md: calibrates and scores every row, which takes long.
+accuracy: setup
+	$(PY) tools/accuracy.py
 
 # The README's table from the last `make test`.
 status: setup

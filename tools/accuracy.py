@@ -1,0 +1,145 @@
+"""The page docs/accuracy.md: what each weight scheme costs, measured by `flightllm.evaluate`.
+
+Run as ``python tools/accuracy.py`` (``make accuracy``). It calibrates once for each row, which
+takes minutes, so `make check` does not repeat it; the page carries the digest of the demo model that
+was measured, and a test says when that is another one than the repository holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flightllm
+from flightllm.evaluation import Evaluation
+from flightllm.models import zoo
+from flightllm.models.corpus import HELD_OUT, TEXT_DIGEST, load_corpus
+from flightllm.spec.errors import InputError
+
+__all__ = ["ROWS", "Subject", "digest", "main", "page", "section", "subjects"]
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
+
+# Row -> options of `flightllm.evaluate`.
+ROWS: dict[str, dict[str, Any]] = {
+    "w8g32": {"weights": "w8g32"},
+    "w8g32, KV 4": {"weights": "w8g32", "kv": 4},
+    "w4g32": {"weights": "w4g32"},
+    "w4g32, not calibrated": {"weights": "w4g32", "calibrate": "none"},
+    "w3.5g32": {"weights": "w3.5g32"},
+    "w2g32": {"weights": "w2g32"},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the text that it is scored on.
+
+    Members
+    -------
+    title : heading. model : what `flightllm.evaluate` opens. text : scored. text_format : how it is
+    split. about : what the text is.
+    """
+
+    title: str
+    model: str
+    text: str
+    text_format: str
+    about: str
+
+
+def digest() -> str:
+    """First 16 hex digits of the SHA-256 of the demo model's weights."""
+    folder = zoo.weights_folder("demo")
+    assert folder is not None
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def subjects() -> list[Subject]:
+    """The demo model, and stories260k where its files are.
+
+    Raises
+    ------
+    InputError
+        When this Python's documentation is not the one that the demo model is held out from.
+    """
+    corpus = load_corpus()
+    if corpus.digest != TEXT_DIGEST:
+        raise InputError("this Python's help texts are not CPython 3.11.7's: the demo model's"
+                         " held-out text is not at hand")  # fmt: skip
+    held = "\n\n".join(corpus.held_out[name] for name in sorted(HELD_OUT))
+    found = [
+        Subject("The demo model", "demo", held, "continuous",
+                f"the {len(HELD_OUT)} help topics that it was not trained on")
+    ]  # fmt: skip
+    data = os.environ.get("FLIGHTLLM_TEST_DATA")
+    if data:
+        text = Path(data) / "text" / "tinystories_sample.txt"
+        found.append(
+            Subject("stories260k", str(Path(data) / "models" / "stories260k"),
+                    text.read_text(encoding="utf-8"), "documents",
+                    "`text/tinystories_sample.txt` of the test data")
+        )  # fmt: skip
+    return found
+
+
+def section(subject: Subject, scores: Mapping[str, Evaluation]) -> str:
+    """One model's table."""
+    first = next(iter(scores.values()))
+    lines = [
+        f"## {subject.title}",
+        "",
+        f"Scored on {subject.about}: {first.tokens:,} tokens in {first.sequences:,} pieces of at"
+        f" most {first.context:,}. Perplexity in float32: {first.ppl_float:.4f}.",
+        "",
+        "| | perplexity, executed | against float | in torch | same top-1 as float |",
+        "|---|---:|---:|---|---:|",
+    ]
+    for name, score in scores.items():
+        cost = score.ppl_executed / score.ppl_float - 1
+        equal = "equal" if score.ppl_quantized == score.ppl_executed else "DIFFERENT"
+        lines.append(
+            f"| {name} | {score.ppl_executed:.4f} | {cost:+.2%} | {equal} |"
+            f" {score.top1_agreement:.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def page(sections: Sequence[str]) -> str:
+    """The page around its tables."""
+    return f"""\
+# Accuracy
+
+What quantisation costs in perplexity, for each weight scheme. Measured by `make accuracy`, with the
+demo model of digest `{digest()}`.
+
+Activations are INT8. The last projection has 8 bits, and so has the KV cache where the row does not
+say otherwise. Calibration text is sampled from the model itself, never the text under evaluation.
+"in torch" says whether the reference in torch gives the same perplexity as the executed program, to
+the last digit.
+
+{chr(10).join(sections)}"""
+
+
+def main(tell: Callable[[str], object] = print) -> int:
+    """Measure every row of every subject, then write the page."""
+    sections = []
+    for subject in subjects():
+        scores: dict[str, Evaluation] = {}
+        for name, options in ROWS.items():
+            scores[name] = flightllm.evaluate(
+                subject.model, subject.text, text_format=subject.text_format, **options
+            )
+            tell(f"{subject.title}, {name}: {scores[name].ppl_executed:.4f}")
+        sections.append(section(subject, scores))
+    PAGE.write_text(page(sections), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
