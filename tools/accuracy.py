@@ -1,8 +1,8 @@
 """The page docs/accuracy.md: what each weight scheme costs, measured by `flightllm.evaluate`.
 
 Run as ``python tools/accuracy.py`` (``make accuracy``). It calibrates once for each row, which
-takes minutes, so `make check` does not repeat it; the page carries the digest of the demo model that
-was measured, and a test says when that is another one than the repository holds.
+takes minutes, so `make check` does not repeat it. The page carries the digest of the demo model
+that was measured, and a test fails when the repository holds another one.
 """
 
 from __future__ import annotations
