@@ -94,7 +94,8 @@ class Plan(data.StructLayout):
     units : units, less one. pairs, final_pairs : pair-groups of a unit and of the last one, less
         one.
     slices : slices of a pair-group, less one.
-    bytes, last_bytes : of codes in a slice and in a pair-group's last one. last_span : its elements.
+    bytes, last_bytes : of codes in a slice and in a pair-group's last one. last_span : elements of
+        that one.
     select : which form the codes have: their width modulo 8; 1 for 4 bits interleaved bytewise.
     sign : the sign bit of a code, or 0. zero : the second section holds zero points.
     table, bank : codes go through the table; where it lies.

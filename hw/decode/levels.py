@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Value
 from amaranth.lib import memory
 
 from flightllm.hw.decode.layout import CODES_PER_TABLE
@@ -18,15 +18,15 @@ def _bit_of(select: int, row: int, code: int) -> tuple[int, int]:
     return width * (2 * code + row), width
 
 
-def extract(m: Module, bits: Value, select: Value, out: list[list[Signal]]) -> None:
+def extract(m: Module, bits: Value, select: Value, out: Any) -> None:
     """The codes of each row in the order of the reduction, zero-extended to 8 bits."""
     with m.Switch(select):
         for option in range(8):
+            places = [_bit_of(option, row, code) for row in range(2) for code in range(len(out[0]))]
             with m.Case(option):
-                for row, codes in enumerate(out):
-                    for code, signal in enumerate(codes):
-                        at, width = _bit_of(option, row, code)
-                        m.d.comb += signal.eq(bits[at : at + width])
+                m.d.comb += out.eq(Cat(
+                    Cat(bits[at : at + width], Const(0, 8 - width)) for at, width in places
+                ))
 
 
 def place(codes: list[Value], kept: Value) -> list[Value]:

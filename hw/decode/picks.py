@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data
 
 __all__ = ["aligned_index", "choose", "ranks", "ranks_layout"]
@@ -30,11 +30,19 @@ def ranks_layout(k_lanes: int) -> data.StructLayout:
 
 
 def ranks(m: Module, bits: Value, out: Any) -> None:
-    """Count the set bits below each bit of each window."""
+    """Count the set bits below each bit of each window, by fours."""
     m.d.comb += out.bits.eq(bits)
     for w, window in enumerate(out.below):
-        for k in range(16):
-            m.d.comb += window[k].eq(sum(bits[16 * w : 16 * w + k], start=Value.cast(0)))
+        base: Value = Const(0, 3)
+        for four in range(0, 16, 4):
+            part = bits[16 * w + four :][:4]
+            for k in range(4):
+                m.d.comb += window[four + k].eq(base + _ones(part[:k]) if k else base)
+            base = (base + _ones(part))[:3]
+
+
+def _ones(bits: Value) -> Value:
+    return sum(bits[1:], start=bits[0])
 
 
 def choose(m: Module, ranked: Any, dense: Value, indices: Value, kept: Value) -> list[Signal]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.decode.headers import HeaderStore
@@ -120,17 +120,11 @@ class DecodeUnit(wiring.Component):
         fine = register(0, walker.index_place[: log2(self.k_lanes // 8)], "index_fine")
         bits = register(1, align(head, offset, self.k_lanes), "bits")
         index = register(1, aligned_index(block, fine), "index")
-        found = [
-            [Signal(8, name=f"code_{row}_{k}") for k in range(self.k_lanes)] for row in range(2)
-        ]
+        found = Signal(data.ArrayLayout(data.ArrayLayout(8, self.k_lanes), 2))
         extract(m, bits, tags[1].select, found)
         ranked = Signal(ranks_layout(self.k_lanes))
         ranks(m, index, ranked)
-        codes = [
-            [register(2, code, f"taken_{row}_{k}") for k, code in enumerate(found[row])]
-            for row in range(2)
-        ]
-        return codes, register(2, ranked, "ranked_2")
+        return register(2, found, "codes"), register(2, ranked, "ranked_2")
 
     def _look_up(self, m: Module, planner: Any, step: Any, tag: Any, codes: Any,
                  ranked: Any) -> None:  # fmt: skip
@@ -145,7 +139,7 @@ class DecodeUnit(wiring.Component):
         live = live_blocks(tag.span, tag.dense, self.k_lanes // 8)
         kept = Signal(2)
         m.d.comb += kept.eq(tag.kept)  # 0 when dense
-        placed = [place(row, kept) for row in codes]
+        placed = [place(list(row), kept) for row in codes]
         levels(m, store, placed, tag, live, made.codes)
         picks = choose(m, ranked, tag.dense, tag.indices, tag.kept)
         m.d.comb += made.picks.eq(Cat(picks))

@@ -79,7 +79,9 @@ class Walker(wiring.Component):
                 self.finish.eq(unit_end & final),
                 self.flush.eq(self.finish),
             ]
-            m.d.sync += [row.eq(plan.split & ~row), ones.eq(plan.sums & (ones ^ (row | ~plan.split)))]
+            m.d.sync += [
+                row.eq(plan.split & ~row), ones.eq(plan.sums & (ones ^ (row | ~plan.split))),
+            ]  # fmt: skip
             with m.If(complete):
                 m.d.sync += number.eq(Mux(last_slice, 0, number + 1))
             with m.If(pair_end):
@@ -95,7 +97,8 @@ class Walker(wiring.Component):
             m.d.sync += [active.eq(self.plan.valid), plan.eq(self.plan.payload)]
             m.d.sync += units.eq(self.plan.payload.units)
         self._index(m, plan, pair, row, number)
-        self._tag(m, plan, Cat(again, last_slice, number == 0, pair_end, unit_end & final, ones, row))
+        first, end = number == 0, unit_end & final
+        self._tag(m, plan, (again, last_slice, first, pair_end, end, ones, row))
         return m
 
     def _index(self, m: Module, plan: Any, pair: Any, row: Any, number: Any) -> None:

@@ -1,9 +1,5 @@
 """hw.decode: every slice of every form against `spec.formats`, with random stalls on both sides."""
 
-import os
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 from decode_cases import FIELDS, DecodeBench, command_row, expected, rows_of, slice_arrays
@@ -42,21 +38,10 @@ BLOCKED = {
 }
 
 
-@pytest.fixture(scope="session")
-def cache():
-    """Where built programs stay."""
-    folder = os.environ.get("FLIGHTLLM_CACHE")
-    if folder:
-        yield Path(folder)
-    else:
-        with tempfile.TemporaryDirectory() as made:
-            yield Path(made)
-
-
-@pytest.fixture(scope="session")
-def programs(cache):
+@pytest.fixture(scope="module")
+def programs(rtl_cache):
     units = {name: DecodeBench(DecodeUnit(*shape)) for name, shape in SHAPES.items()}
-    return build(units, cache)
+    return build(units, rtl_cache)
 
 
 def blocked(rng, rows, columns, **form):
@@ -132,3 +117,14 @@ def test_slices_of_keys_and_values(programs, shape):
     order = rng.permutation(len(matrices))
     for idle, stall in ((0, 0), (50, 50)):
         check(programs[shape], SHAPES[shape], [matrices[k] for k in order], idle=idle, stall=stall)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("group, kept", [(32, 16), (64, 16), (128, 16), (32, 8), (128, 8)])
+def test_a_beat_or_a_slice_a_cycle(programs, bits, group, kept):
+    """Both ends always willing: whichever of the two is the limit is kept busy."""
+    rng = np.random.default_rng(bits)
+    for shape in ("tiny", "wide"):
+        matrix = blocked(rng, 64, 512, bits=bits, group=group, kept=kept)
+        cycles, beats, count = check(programs[shape], SHAPES[shape], [matrix])
+        assert cycles <= 1.03 * max(beats, count) + 24

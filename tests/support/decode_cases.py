@@ -105,7 +105,8 @@ def slice_arrays(words: Any, k_lanes: int) -> dict[str, Any]:
 
 
 def expected(fmt: MatrixFormat, payload: Any, pairs: int, kgroups: int, k_lanes: int,
-             table: Any = None, sums: bool = False, full_pairs: bool = True) -> dict[str, Any]:  # fmt: skip
+             table: Any = None, sums: bool = False,
+             full_pairs: bool = True) -> dict[str, Any]:  # fmt: skip
     """The slices of one channel's bytes, by `spec.formats.unpack_matrix`.
 
     Lanes without a code have pick 0 here; compare picks where `lanes` is True.
