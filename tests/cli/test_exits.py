@@ -57,8 +57,10 @@ def test_interrupt_is_quiet(program: Path) -> None:
     running = subprocess.Popen(
         [*COMMAND, "run", str(program), "--prompt", "-"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A test run in the background inherits SIGINT as ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    time.sleep(2)  # it waits for the prompt
+    time.sleep(4)  # it waits for the prompt
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130
