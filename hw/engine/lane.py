@@ -1,0 +1,103 @@
+"""What follows a cell's sum of one row: group sum, float32, scale, minimum, accumulator."""
+
+from typing import Any
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from flightllm.hw.engine.size import EngineSize
+from flightllm.hw.engine.timing import Control
+from flightllm.hw.floating import Float32, FloatAdd, FloatMul, IntToFloat
+from flightllm.hw.memory.ram import Ram
+
+__all__ = ["GROUP_BITS", "Lane"]
+
+GROUP_BITS = 24
+"""Of the sum of a group of 256 products of INT8 numbers."""
+NEGATIVE_ZERO = 1 << 31
+"""Adding it changes no float32 number, zeros included."""
+
+
+class Lane(wiring.Component):
+    """One row of a pair, one vector of a batch.
+
+    Members
+    -------
+    sum : In, from the cell, at stage `sums`. control : In.
+    scaled_format, minima : In, steady while an instruction runs.
+    scale, minimum : In, float32, at stage `scaled`.
+    result : Out, the accumulator after this group, at stage `result`.
+    """
+
+    def __init__(self, size: EngineSize, sum_bits: int) -> None:
+        self.size = size
+        super().__init__({
+            "sum": In(signed(sum_bits)),
+            "control": In(Control(size)),
+            "scaled_format": In(1), "minima": In(1),
+            "scale": In(Float32), "minimum": In(Float32),
+            "result": Out(Float32),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        size, control = self.size, self.control
+        group = self._partial(m, "group", control.fresh, control.ones)
+        ones = self._partial(m, "ones", control.fresh_ones, ~control.ones)
+        m.submodules.accumulators = store = Ram(32, size.accumulators)
+        total, total_ones = Signal(signed(32)), Signal(signed(GROUP_BITS))
+        before = Mux(control.clear_total, 0, store.read_data.as_signed())
+        m.d.sync += [total.eq(group + before), total_ones.eq(ones)]
+        term = self._scaled(m, total, total_ones)
+        m.submodules.accumulate = accumulate = FloatAdd(size.add)
+        m.d.comb += [
+            store.read_enable.eq(1),
+            store.read_address.eq(control.read),
+            accumulate.en.eq(1),
+            accumulate.i.a.eq(Mux(control.clear, 0, store.read_data)),
+            accumulate.i.b.eq(term),
+            self.result.eq(accumulate.o),
+            store.write_enable.eq(control.write_en),
+            store.write_address.eq(control.write),
+            store.write_data.eq(Mux(self.scaled_format, self.result.as_value(), total)),
+        ]
+        return m
+
+    def _partial(self, m: Module, name: str, fresh: Any, other: Any) -> Signal:
+        """The sum over the group's slices so far, a register; of each batch, slices apart."""
+        store = memory.Memory(shape=signed(GROUP_BITS), depth=max(self.size.batches, 2), init=[])
+        m.submodules[f"{name}_partial"] = store
+        read, write = store.read_port(domain="comb"), store.write_port()
+        value, out = Signal(signed(GROUP_BITS)), Signal(signed(GROUP_BITS), name=f"{name}_sum")
+        m.d.comb += [
+            read.addr.eq(self.control.batch),
+            value.eq(Mux(fresh, 0, read.data) + Mux(other, 0, self.sum)),
+            write.addr.eq(self.control.batch),
+            write.data.eq(value),
+            write.en.eq(self.control.valid),
+        ]
+        m.d.sync += out.eq(value)
+        return out
+
+    def _scaled(self, m: Module, total: Any, ones: Any) -> Any:
+        """t: the group's sum times its scale, plus the sum of activations times the minimum."""
+        size = self.size
+        products = []
+        for name, value, factor in (
+            ("scale", total, self.scale), ("minimum", ones, self.minimum),
+        ):  # fmt: skip
+            convert = IntToFloat(len(value), latency=size.convert)
+            multiply = FloatMul(size.mul)
+            m.submodules[f"{name}_convert"], m.submodules[f"{name}_multiply"] = convert, multiply
+            m.d.comb += [
+                convert.en.eq(1), convert.i.eq(value),
+                multiply.en.eq(1), multiply.i.a.eq(convert.o), multiply.i.b.eq(factor),
+            ]  # fmt: skip
+            products.append(multiply.o)
+        m.submodules.term = add = FloatAdd(size.add)
+        m.d.comb += [
+            add.en.eq(1), add.i.a.eq(products[0]),
+            add.i.b.eq(Mux(self.minima, products[1].as_value(), NEGATIVE_ZERO)),
+        ]  # fmt: skip
+        return add.o

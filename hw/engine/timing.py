@@ -1,0 +1,107 @@
+"""When a step reaches which stage of the array: one delay line for all lanes."""
+
+from typing import Any
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from flightllm.hw.engine.sequencer import Step
+from flightllm.hw.engine.size import BLOCK_PAIRS, EngineSize
+
+__all__ = ["ArrayControl", "Control", "Stages"]
+
+
+class Stages:
+    """Stage numbers, in cycles from the step's start in the sequencer.
+
+    Attributes
+    ----------
+    cells : slice and windows enter the cells. sums : their sums are there.
+    total : the group's sum, of integer formats of all groups so far.
+    scaled : the sum as float32 meets its scale. term : t of the number formats.
+    accumulate : term and accumulator enter the adder. result : the new accumulator is there.
+    distance : cycles between two visits of an accumulator, at least.
+    """
+
+    def __init__(self, size: EngineSize, cell_latency: int) -> None:
+        self.cells = 1
+        self.sums = self.cells + cell_latency
+        self.total = self.sums + 2
+        self.scaled = self.total + size.convert
+        self.accumulate = self.scaled + size.mul + size.add
+        self.result = self.accumulate + size.add
+        self.distance = size.add + 2
+
+
+class Control(data.StructLayout):
+    """What every lane does in this cycle.
+
+    Members
+    -------
+    valid, fresh, fresh_ones, ones, batch : for the sums that come from the cells.
+    clear_total : no integers from before are added. clear : no float32 from before is.
+    read, write, write_en : accumulator memory.
+    result_en, batch_out, half, pair : result memory, where this cycle's results go.
+    """
+
+    def __init__(self, size: EngineSize) -> None:
+        step = Step(size).members
+        super().__init__({
+            "valid": 1, "fresh": 1, "fresh_ones": 1, "ones": 1, "batch": step["batch"],
+            "clear_total": 1, "clear": 1,
+            "read": step["entry"], "write": step["entry"], "write_en": 1,
+            "result_en": 1, "batch_out": step["batch"], "half": 1, "pair": step["pair"],
+        })  # fmt: skip
+
+
+class ArrayControl(wiring.Component):
+    """Delays steps.
+
+    Members
+    -------
+    step_valid, step : In, from the sequencer. scaled_format : In, the format has scales.
+    control : Out, for the lanes. closed : Out, a block's results are all in the result memory
+        from the next cycle on. busy : Out, a step is inside.
+    """
+
+    def __init__(self, size: EngineSize, stages: Stages) -> None:
+        self.size, self.stages = size, stages
+        super().__init__({
+            "step_valid": In(1), "step": In(Step(size)), "scaled_format": In(1),
+            "control": Out(Control(size)), "closed": Out(1),
+        })  # fmt: skip
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        stages, last = self.stages, self.stages.result
+        valid = [self.step_valid] + [Signal(name=f"valid_{k}") for k in range(1, last + 1)]
+        steps = [self.step] + [
+            Signal(self.step.shape(), name=f"step_{k}", reset_less=True) for k in range(1, last + 1)
+        ]
+        for k in range(last):
+            m.d.sync += [valid[k + 1].eq(valid[k]), steps[k + 1].eq(steps[k])]
+        sums, control, scaled = steps[stages.sums], self.control, self.scaled_format
+        written = Mux(scaled, valid[last] & steps[last].end,
+                      valid[stages.total] & steps[stages.total].end)  # fmt: skip
+        result = steps[last]
+        done = Signal()
+        m.d.comb += [
+            control.valid.eq(valid[stages.sums]),
+            control.fresh.eq(sums.fresh),
+            control.fresh_ones.eq(sums.fresh_ones),
+            control.ones.eq(sums.ones),
+            control.batch.eq(sums.batch),
+            control.clear_total.eq(scaled | steps[stages.sums + 1].begin),
+            control.clear.eq(~scaled | steps[stages.accumulate].begin),
+            control.read.eq(Mux(scaled, steps[stages.accumulate - 1].entry, sums.entry)),
+            control.write.eq(Mux(scaled, result.entry, steps[stages.total].entry)),
+            control.write_en.eq(written),
+            done.eq(valid[last] & result.end & result.finish),
+            control.result_en.eq(done),
+            control.batch_out.eq(result.batch),
+            control.half.eq(result.half),
+            control.pair.eq(result.pair),
+            self.closed.eq(valid[last] & result.close),
+        ]
+        return m
