@@ -11,7 +11,7 @@ from doc_blocks import Block, blocks, commands, prints, run_blocks, why_skipped
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
 RUNNABLE = [page for page in PAGES if any(b.language != "" for b in blocks(page))]
 SKIPPED = [block for page in PAGES for block in blocks(page) if why_skipped(block)]
 FIRST = "quick-start.md"

@@ -12,6 +12,12 @@ def test_summary_is_title_and_first_sentence(tmp_path: Path) -> None:
     assert docs_index.summary(page) == ("A title", "One line goes on")
 
 
+def test_links_of_the_sentence_are_dropped(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n\nAs [a page](../page.md) says. More.\n")
+    assert docs_index.summary(page) == ("A title", "As a page says")
+
+
 def test_page_without_text_has_no_sentence(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A title\n\n| a | b |\n")
