@@ -2,7 +2,8 @@
 
 An input's channel divided by f and the weights' column multiplied by f leave the product as it is.
 The division folds into what makes the input: a norm's gain, the rows of Wv (attention's output
-keeps V's channels), or the rows of up (SiLU's gate multiplies it; ReLU passes a positive factor).
+keeps V's channels), or the rows of up (SiLU's gate multiplies it; ReLU passes a positive factor). The input of q, k and v
+is left alone: what it would gain was measured to be less than what the weights of a turned K lose.
 
 The loss is the expected squared error of the outputs. A vector's step is its largest magnitude over
 127, so a large channel of little weight is worth shrinking; a weight's error grows with the size of
@@ -123,14 +124,13 @@ def apply_balance(
 
     Parameters
     ----------
-    maker : "attn_norm" or "mlp_norm" (its gain is divided), "v" or "up" (its rows, by
+    maker : "mlp_norm" (its gain is divided), "v" or "up" (its rows, by
         `maker_rows` where these are not the channels).
     names : the readers.
     """
     weights = {name: layer.weights[name] * factor for name in names}
-    if maker in ("attn_norm", "mlp_norm"):
-        gains = {maker: getattr(layer, maker) / factor}
-        return layer.with_weights(weights, {}, **gains)
+    if maker == "mlp_norm":
+        return layer.with_weights(weights, {}, mlp_norm=layer.mlp_norm / factor)
     rows = factor if maker_rows is None else maker_rows
     weights[maker] = layer.weights[maker] / rows[:, None]
     biases = {maker: layer.biases[maker] / rows} if maker in layer.biases else {}
@@ -139,18 +139,29 @@ def apply_balance(
 
 def balance_layer(
     layer: FoldedLayer, inputs: Mapping[str, Tensor], config: ModelConfig,
-    widths: Mapping[str, int], group: int,
+    widths: Mapping[str, int], group: int, curvature: Mapping[str, Tensor] | None = None,
 ) -> FoldedLayer:  # fmt: skip
-    """The layer with all its linears' inputs balanced, as far as they can be.
+    """The layer with the inputs of o, the MLP and down balanced, as far as they can be.
 
     Parameters
     ----------
     inputs : of each matrix, [n, K]. widths : bits of each matrix.
+    curvature : weight of the error of each output, [rows] by matrix; None counts an error relative
+        to the matrix' mean squared output.
     """
     made = layer
 
+    def counted(name: str) -> Tensor:
+        if curvature is not None:
+            return curvature[name]
+        weight = layer.weights[name]
+        output = weight.square().sum(0) @ inputs[name].square().mean(0)
+        return torch.full((weight.shape[0],), 1 / float(output.clamp(min=1e-30)))
+
     def factors(names: tuple[str, ...], spread: Tensor | None = None) -> Tensor:
-        readers = [Reader.of(made.weights[name], widths[name], group) for name in names]
+        readers = [
+            Reader.of(made.weights[name], widths[name], group, counted(name)) for name in names
+        ]
         return best_factors(inputs[names[0]], readers, spread)
 
     shared = config.heads // config.kv_heads
@@ -161,7 +172,5 @@ def balance_layer(
     made = apply_balance(made, "v", ("o",), factor, rows)
     if config.activation in ("silu", "relu"):
         made = apply_balance(made, "up", ("down",), factors(("down",)))
-    for norm, names in (("attn_norm", ("q", "k", "v")), ("mlp_norm", ("gate", "up"))):
-        present = tuple(name for name in names if name in layer.weights)
-        made = apply_balance(made, norm, present, factors(present))
-    return made
+    readers = tuple(name for name in ("gate", "up") if name in layer.weights)
+    return apply_balance(made, "mlp_norm", readers, factors(readers))

@@ -31,8 +31,9 @@ def fake_quant(x: Tensor, largest_level: int = 127, fp16_scale: bool = False) ->
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + bias."""
-    return functional.linear(x, weight, bias)
+    """x W^T + bias; the bias may be any tensor that broadcasts."""
+    product = functional.linear(x, weight)
+    return product if bias is None else product + bias
 
 
 @dataclass(frozen=True)

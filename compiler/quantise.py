@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flightllm.compiler import calibrate, mixed, sensitivity, smooth
+from flightllm.compiler import calibrate, fisher, mixed, sensitivity, smooth
 from flightllm.compiler.as_is import can_keep, stored_matrix
 from flightllm.compiler.balance import Reader, balance_layer, best_factors
 from flightllm.compiler.block import Block, linear
@@ -95,6 +95,8 @@ class _Build:
             AS_IS if self.scheme is None else str(self.scheme), options.sparsity, "none"
         )
         self.streams: Streams | None = None
+        self.curvature: list[dict[str, Tensor]] | None = None
+        self.head_curvature: Tensor | None = None
         if config.activation == "gelu_erf":
             self.note("GELU is computed in its tanh form")
 
@@ -123,6 +125,12 @@ class _Build:
             found = calibrate.from_file(checkpoint, options.calibrate, sequences, length)
         self.report.calibration = found.source
         self.streams = Streams(self.config, self.ends, found, options.kv)
+        if self.scheme is not None and fisher.affordable(self.config, fisher.SEQUENCES * length):
+            self.progress("measure curvature", 0, 1)
+            layers = [fold_layer(checkpoint, i) for i in range(self.config.layers)]
+            self.curvature, self.head_curvature = fisher.output_curvature(
+                layers, self.ends, self.streams, options.seed
+            )
 
     def _widths(self) -> mixed.Widths:
         """Bits of every matrix."""
@@ -206,7 +214,7 @@ class _Build:
     # ------------------------------------------------------------------ one layer
 
     def _eased(
-        self, layer: FoldedLayer, widths: dict[str, int]
+        self, layer: FoldedLayer, widths: dict[str, int], curvature: dict[str, Tensor] | None = None
     ) -> tuple[FoldedLayer, dict[str, Tensor]]:
         """The layer with balanced inputs and smoothed K, and (as-is) what multiplied its rows.
 
@@ -225,15 +233,16 @@ class _Build:
         if free:
             valid = streams.valid[:EASING_SEQUENCES]
             inputs = {n: v[valid] for n, v in streams.inputs(layer, x, exact).items()}
-            layer = balance_layer(layer, inputs, config, widths, group)
+            layer = balance_layer(layer, inputs, config, widths, group, curvature)
         if not smooth_k:
             return layer, {}
         h = exact.norm(x, layer.attn_norm)
         q, k, _ = streams.heads(layer, h, exact)
-        energy = h.square().mean((0, 1))
-        noise = (
-            smooth.weight_noise(layer.weights["k"], energy, config, widths["k"], group),
-            smooth.weight_noise(layer.weights["q"], energy, config, widths["q"], group),
+        valid = h[streams.valid[:EASING_SEQUENCES]]
+        energies = {"k": valid.var(0, unbiased=False), "q": valid.square().mean(0)}
+        noise = tuple(
+            smooth.weight_noise(layer.weights[name], energy, config, widths[name], group)
+            for name, energy in energies.items()
         )
         smoothing = smooth.smoothing_from_heads(q, k, streams.rounded, noise, turn=free)
         rows = {} if free else smooth.row_factors(smoothing, config.heads)
@@ -244,7 +253,11 @@ class _Build:
         return _Site(h, g, prepare(self.streams.moments(h, g, residual)))
 
     def _layer(self, index: int, widths: dict[str, int]) -> QuantLayer:
-        layer, rows = self._eased(fold_layer(self.checkpoint, index), widths)
+        layer, rows = self._eased(
+            fold_layer(self.checkpoint, index),
+            widths,
+            None if self.curvature is None else self.curvature[index],
+        )
         done: dict[str, QuantLinear] = {}
 
         def run(names: tuple[str, ...], site: _Site | None) -> FoldedLayer:
@@ -293,7 +306,8 @@ class _Build:
         if self.scheme is not None:
             part = slice(0, EASING_SEQUENCES)
             h = streams.exact.norm(streams.x[part], ends.final_norm)[streams.valid[part]]
-            factor = best_factors(h, [Reader.of(ends.head, bits, self.scheme.group)])
+            rows = self.head_curvature
+            factor = best_factors(h, [Reader.of(ends.head, bits, self.scheme.group, rows)])
             ends = replace(ends, head=ends.head * factor, final_norm=ends.final_norm / factor)
             self.ends = ends
         h = streams.exact.norm(streams.x, ends.final_norm)

@@ -61,8 +61,8 @@ class _Case:
     keys : [n, kv_heads, pairs, 2]; queries : [shared, n, kv_heads, pairs, 2].
     key_cost : [n, kv_heads, pairs], squared query pairs that meet a key, weighed and summed;
     query_cost : [shared, n, kv_heads, pairs], likewise of the keys a query meets.
-    noise : pairs of [kv_heads, pairs, 2, 2]: covariance of the error that rounded weights make in
-        a pair of K (or Q), and second moments of what it is multiplied with, both before RoPE.
+    noise : for K and for Q, covariance of the error that rounded weights make in a pair, and second
+        moments of what it is multiplied with, both before RoPE: xx, xy, yy [3, kv_heads, pairs].
     levels : of K's grid on one side of zero.
     """
 
@@ -87,44 +87,83 @@ class _Case:
 
 
 def _diagonal(matrices: Tensor, smoothing: Smoothing) -> Tensor:
-    """The diagonal of [..., 2, 2] matrices turned by a smoothing's angles: [..., 2]."""
+    """The diagonal of symmetric matrices (xx, xy, yy) turned by a smoothing's angles: [..., 2]."""
     c, s = smoothing.angle.cos(), smoothing.angle.sin()
-    xx, xy, yy = matrices[..., 0, 0], matrices[..., 0, 1], matrices[..., 1, 1]
+    xx, xy, yy = matrices
     cross = 2 * c * s * xy
     return torch.stack((c * c * xx + s * s * yy - cross, s * s * xx + c * c * yy + cross), -1)
 
 
-def _moments(weight: Tensor, met: Tensor, at: Tensor, block: Block) -> Tensor:
-    """Second moments of the vectors that meet an error, before RoPE: [kv_heads, pairs, 2, 2].
+def _met_by_keys(weight: Tensor, q: Tensor, block: Block) -> Tensor:
+    """Second moments of the queries that meet an error of K, in its frame before RoPE.
 
     Parameters
     ----------
-    weight : [B, kv_heads, shared, S, T], of an error at T that meets a vector at S.
-    met : [B, kv_heads, shared, S, pairs, 2], after RoPE. at : positions [T] of the errors.
+    weight : [B, kv_heads, shared, S, T]. q : [B, kv_heads, shared, S, pairs, 2].
+
+    Returns
+    -------
+    xx, xy, yy as float32 [3, kv_heads, pairs].
     """
-    x, y = met.unbind(-1)
-    xx, xy, yy = (
-        torch.einsum("bkgst,bkgsp->ktp", weight, part) for part in (x * x, x * y, y * y)
+    x, y = q.unbind(-1)
+    moments = torch.stack(
+        [torch.einsum("bkgst,bkgsp->ktp", weight, part) for part in (x * x, x * y, y * y)]
     )
-    if block.cos is not None and block.sin is not None:
-        c, s = block.cos[at], -block.sin[at]
-        xx, xy, yy = (
+    return _turned_back(moments, block).sum(2)
+
+
+def _met_by_queries(chance: Tensor, mean: Tensor, k: Tensor, block: Block) -> Tensor:
+    """Covariance of the keys that meet an error of Q, in its frame before RoPE.
+
+    Parameters
+    ----------
+    chance : [B, kv_heads, shared, S, T]. mean : of the keys, [B, kv_heads, shared, S, pairs, 2].
+    k : [B, kv_heads, T, pairs, 2].
+
+    Returns
+    -------
+    xx, xy, yy as float32 [3, kv_heads, pairs].
+    """
+    (x, y), (mx, my) = k.unbind(-1), mean.unbind(-1)
+    products = ((x * x, mx * mx), (x * y, mx * my), (y * y, my * my))
+    moments = torch.stack(
+        [
+            (torch.einsum("bkgst,bktp->bkgsp", chance, raw) - offset).sum((0, 2))
+            for raw, offset in products
+        ]
+    )
+    return _turned_back(moments, block).sum(2)
+
+
+def _turned_back(moments: Tensor, block: Block) -> Tensor:
+    """Moments xx, xy, yy [3, kv_heads, positions, pairs] after RoPE, as they were before it."""
+    if block.cos is None or block.sin is None:
+        return moments
+    xx, xy, yy = moments
+    c, s = block.cos[: xx.shape[1]], -block.sin[: xx.shape[1]]
+    return torch.stack(
+        (
             c * c * xx - 2 * c * s * xy + s * s * yy,
             c * s * (xx - yy) + (c * c - s * s) * xy,
             s * s * xx + 2 * c * s * xy + c * c * yy,
         )
-    return torch.stack((xx, xy, xy, yy), -1).sum(1).unflatten(-1, (2, 2))
+    )
 
 
 def weight_noise(
     weight: Tensor, energy: Tensor, config: ModelConfig, bits: int, group: int
 ) -> Tensor:
-    """Covariance of the output errors that rounding makes, by pair: [kv_heads, pairs, 2, 2].
+    """Covariance of the output errors that rounding makes, by pair.
 
     Parameters
     ----------
     weight : of k, or of q (then averaged over the query heads of a K head), [rows, columns].
-    energy : mean square of each input [columns]. bits, group : what it is rounded to.
+    energy : of each input [columns]: its mean square, or for K its variance (what all keys have in
+        common changes no attention distribution). bits, group : what the matrix is rounded to.
+
+    Returns
+    -------
+    xx, xy, yy as float32 [3, kv_heads, pairs].
 
     Notes
     -----
@@ -134,11 +173,12 @@ def weight_noise(
     whole = (weight.square() @ energy).sum().clamp(min=1e-30)
     share = ((weight - made.weight()).square() @ energy).sum() / whole
     rows = (weight * energy.sqrt()).unflatten(0, (config.kv_heads, -1, config.head_dim // 2, 2))
-    return share * torch.einsum("kgpaj,kgpbj->kpab", rows, rows)
+    x, y = rows.unbind(-2)
+    return share * torch.stack([part.sum((1, 3)) for part in (x * x, x * y, y * y)])
 
 
 def _case(
-    q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, Tensor] | None
+    q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, ...] | None
 ) -> _Case:
     """Collect keys, queries and costs of q [B, heads, T, hd] and k [B, kv_heads, T, hd]."""
     shared, tokens = q.shape[1] // k.shape[1], q.shape[2]
@@ -148,15 +188,18 @@ def _case(
     weight = chance * (1 - chance)
     q, k = q.unflatten(-1, (-1, 2)), k.unflatten(-1, (-1, 2))
     key_cost = torch.einsum("bkgst,bkgsp->btkp", weight, q.square().sum(-1))
-    query_cost = torch.einsum("bkgst,bktp->gbskp", weight, k.square().sum(-1))
+    # A query's error meets all keys alike, so only what sets them apart counts.
+    mean = torch.einsum("bkgst,bktpa->bkgspa", chance, k)
+    second = torch.einsum("bkgst,bktp->bkgsp", chance, k.square().sum(-1))
+    query_cost = (second - mean.square().sum(-1)).clamp(min=0).permute(2, 0, 3, 1, 4)
     picked = torch.arange(0, q.shape[0] * tokens, max(1, q.shape[0] * tokens // SAMPLED_TOKENS))
     pairs: tuple[tuple[Tensor, Tensor], ...] = ()
     if noise is not None:
-        at, scale = torch.arange(tokens), len(picked) / (q.shape[0] * tokens)
-        met_by_k = _moments(weight, q, at, block)
-        wide = k[:, :, None].expand(-1, -1, shared, -1, -1, -1)
-        met_by_q = _moments(weight.transpose(-1, -2), wide, at, block)
-        pairs = (noise[0], met_by_k * scale), (noise[1] / shared, met_by_q * scale)
+        scale = len(picked) / (q.shape[0] * tokens)
+        pairs = (
+            (noise[0], _met_by_keys(weight, q, block) * scale),
+            (noise[1] / shared, _met_by_queries(chance, mean, k, block) * scale),
+        )
     return _Case(
         k.transpose(1, 2).flatten(0, 1)[picked],
         q.permute(2, 0, 3, 1, 4, 5).flatten(1, 2)[:, picked],
@@ -208,7 +251,7 @@ def _normalised(smoothing: Smoothing) -> Smoothing:
 
 
 def smoothing_from_heads(
-    q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, Tensor] | None = None,
+    q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, ...] | None = None,
     turn: bool = True,
 ) -> Smoothing:  # fmt: skip
     """The smoothing that serves the scores of calibration text best.
