@@ -293,8 +293,9 @@ def fit_length(shape: ModelShape, parts: list[CoreTile], config: HwConfig, wante
             break
         inner //= 2
     if best[0] < min(BLOCK, longest) or (wanted is not None and best[0] < longest):
+        remedy = "use fewer weight bits, " if why and "MiB" in why else "use "
         raise InputError(
             f"{shape.name} does not fit board {config.name} at {wanted or BLOCK} tokens: {why}; "
-            "use fewer weight bits, a shorter --max-length or a larger board"
+            f"{remedy}a shorter --max-length or a larger board"
         )
     return best

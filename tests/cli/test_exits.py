@@ -75,6 +75,15 @@ def test_closed_pipe_is_quiet() -> None:
     assert done.stdout == "# Instruction set\n" and done.stderr == ""
 
 
+def test_closed_pipe_is_no_failure(program: Path) -> None:
+    """Also where the command prints line by line, and the shell looks at every exit code."""
+    command = f"{sys.executable} -m flightllm disasm {program} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("error", "code", "part"),
     [

@@ -59,6 +59,11 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         )  # fmt: skip
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except SystemExit as stop:  # click's way out of a broken pipe
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        _close_output()
+        return 0
     except (Exception, KeyboardInterrupt) as error:
         if options["debug"]:
             traceback.print_exc()
