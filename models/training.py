@@ -39,6 +39,9 @@ class Recipe:
         Tokens a step; `sampled` of them from the n-gram model, the others from the text.
     length : int
         Window in tokens; the whole context, so that every distance is trained.
+    finish, finish_rate : int, float
+        Last steps, which take text alone with its plain targets, at this share of the peak rates at
+        first: what the n-gram models taught stays, their manner of writing does not.
     rate, decay : float, float
         AdamW's peak rate and weight decay, for the embedding; norms take the rate alone.
     matrix_rate, matrix_decay : float, float
@@ -56,10 +59,12 @@ class Recipe:
     seed : int
     """
 
-    steps: int = 2400
+    steps: int = 3000
     tokens: int = 2048
     sampled: float = 0.25
     length: int = 512
+    finish: int = 600
+    finish_rate: float = 0.3
     rate: float = 3e-3
     decay: float = 0.1
     matrix_rate: float = 0.02
@@ -143,7 +148,7 @@ class Training:
                 group["lr"] = rate * _schedule(self.step, self.recipe)
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         loss, self.loss = self._loss()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.tensors.values(), 1.0)
         for optimiser, _ in self._optimisers:
             optimiser.step()
@@ -158,7 +163,8 @@ class Training:
         """The loss to descend, and the text's own cross-entropy in nats a token."""
         recipe = self.recipe
         batch = recipe.tokens // recipe.length
-        dreams = round(batch * recipe.sampled)
+        finishing = self.step >= recipe.steps - recipe.finish
+        dreams = 0 if finishing else round(batch * recipe.sampled)
         text = self.lessons.text(self.step, batch - dreams, recipe.length)
         ids, beliefs = torch.from_numpy(text.ids), torch.from_numpy(text.beliefs)
         if dreams:
@@ -170,7 +176,7 @@ class Training:
         count = len(beliefs)
         plain = functional.cross_entropy(logits[:count], torch.from_numpy(text.targets).flatten())
         loss = plain
-        if recipe.belief:
+        if not finishing:
             soft = functional.cross_entropy(logits[:count], beliefs)
             loss = (1 - recipe.belief) * plain + recipe.belief * soft
         if dreams:
@@ -234,6 +240,13 @@ class Training:
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
-    """Learning rate as a share of its peak: a linear rise, then a cosine down to a twentieth."""
-    rise = min(1.0, (step + 1) / recipe.warmup)
-    return rise * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+    """Learning rate as a share of its peak: a linear rise, then a cosine down to a twentieth.
+
+    The finishing steps take a smaller cosine of their own.
+    """
+    main = recipe.steps - recipe.finish
+    if step < main:
+        peak, progress = min(1.0, (step + 1) / recipe.warmup), step / main
+    else:
+        peak, progress = recipe.finish_rate, (step - main) / recipe.finish
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))

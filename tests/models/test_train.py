@@ -18,7 +18,7 @@ CONFIG = ModelConfig(
     family="llama", vocab=280, dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, ffn_dim=32,
     max_length=64, rope=RopeConfig(), tied=True, bos=0, eos=(0,), name="small",
 )  # fmt: skip
-RECIPE = Recipe(steps=4, tokens=128, length=32, warmup=2)
+RECIPE = Recipe(steps=4, tokens=128, length=32, finish=2, warmup=2)
 TEXT = "The value of x is {} and the value of y is {}.\n"
 
 

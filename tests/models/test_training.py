@@ -15,7 +15,7 @@ CONFIG = ModelConfig(
     family="llama", vocab=16, dim=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn_dim=32,
     max_length=64, rope=RopeConfig(), tied=True, bos=0, eos=(0,), name="small",
 )  # fmt: skip
-RECIPE = Recipe(steps=8, tokens=256, length=32, warmup=2)
+RECIPE = Recipe(steps=8, tokens=256, length=32, finish=2, warmup=2)
 
 
 @pytest.fixture(scope="module")
