@@ -1,26 +1,24 @@
 """The array beside one channel: cells, lanes and the memory of finished results."""
 
-from collections.abc import Callable
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from flightllm.hw.chain import Cell, window_layout
 from flightllm.hw.decode.layout import Slice, log2
 from flightllm.hw.engine.lane import Lane
+from flightllm.hw.engine.job import Mode
+from flightllm.hw.engine.sums import ONES_BITS
 from flightllm.hw.engine.sequencer import Step
 from flightllm.hw.engine.size import EngineSize
 from flightllm.hw.engine.timing import Control, Stages
-from flightllm.hw.engine.windows import window_layout
 from flightllm.hw.floating import Float16, HalfToFloat
 from flightllm.hw.memory.ram import Ram
 
-__all__ = ["CellFactory", "ChannelArray", "sum_bits"]
+__all__ = ["ChannelArray"]
 
-CellFactory = Callable[[], Any]
-"""Makes a cell: `codes` (2 rows of k_lanes int8), `picks`, `windows` In; `sums` (2) Out, `latency`
-cycles later."""
 HALF_ONE = 0x3C00
 
 
@@ -29,27 +27,28 @@ class ChannelArray(wiring.Component):
 
     Parameters
     ----------
-    size : of the engine. stages : of the array. cell : makes a cell. sum_bits : of its sums.
+    size : of the engine. stages : of the array. cells : what multiplies, `size.cells` of them.
 
     Members
     -------
     slice : In, the slice of the step that starts. step : In, that step.
     step_valid : In, it does. windows : In, a cycle later.
-    control : In, for the lanes. scaled_format, minima : In.
+    control : In, for the lanes. mode : In. ones : In, a cell, see `Lane`.
     read : In, address in the result memory: batch, part, half.
     results : Out, `out_lanes` words a cell from there, in the next cycle.
     emitted : Out, fp16, the second section of the rows of that half and part.
     """
 
-    def __init__(self, size: EngineSize, stages: Stages, cell: CellFactory, sum_bits: int) -> None:
-        self.size, self.stages, self.cell, self.sum_bits = size, stages, cell, sum_bits
+    def __init__(self, size: EngineSize, stages: Stages, cells: list[Cell]) -> None:
+        self.size, self.stages, self.cells = size, stages, cells
         batch = Step(size).members["batch"]
         super().__init__({
             "slice": In(Slice(size.k_lanes)),
             "step": In(Step(size)), "step_valid": In(1),
             "windows": In(data.ArrayLayout(window_layout(size.k_lanes), size.cells)),
             "control": In(Control(size)),
-            "scaled_format": In(1), "minima": In(1),
+            "mode": In(Mode),
+            "ones": In(data.ArrayLayout(signed(ONES_BITS), size.cells)),
             "read": In(data.StructLayout({
                 "batch": batch, "part": log2(size.parts), "half": 1,
             })),
@@ -64,20 +63,24 @@ class ChannelArray(wiring.Component):
         size = self.size
         codes = Signal(self.slice.codes.shape(), reset_less=True)
         picks = Signal(self.slice.picks.shape(), reset_less=True)
-        m.d.sync += [codes.eq(self.slice.codes), picks.eq(self.slice.picks)]
+        rows = Signal(2, reset_less=True)
+        m.d.sync += [
+            codes.eq(self.slice.codes), picks.eq(self.slice.picks), rows.eq(self.slice.rows),
+        ]  # fmt: skip
         factors = self._factors(m)
-        for c in range(size.cells):
-            m.submodules[f"cell_{c}"] = cell = self.cell()
+        for c, cell in enumerate(self.cells):
+            m.submodules[f"cell_{c}"] = cell
             m.d.comb += [
-                cell.codes.eq(codes), cell.picks.eq(picks), cell.windows.eq(self.windows[c]),
+                cell.codes.eq(codes), cell.picks.eq(picks), cell.rows.eq(rows),
+                cell.windows.eq(self.windows[c]),
             ]  # fmt: skip
             words = []
             for row in range(2):
-                m.submodules[f"lane_{c}_{row}"] = lane = Lane(size, self.sum_bits)
+                m.submodules[f"lane_{c}_{row}"] = lane = Lane(size, len(cell.sums[row]))
                 m.d.comb += [
-                    lane.sum.eq(cell.sums[row]),
+                    lane.sum.eq(cell.sums[row]), lane.ones.eq(self.ones[c]),
                     lane.control.eq(self.control),
-                    lane.scaled_format.eq(self.scaled_format), lane.minima.eq(self.minima),
+                    lane.mode.eq(self.mode),
                     lane.scale.eq(factors["scale"][row]),
                     lane.minimum.eq(factors["second"][row]),
                 ]  # fmt: skip
@@ -93,7 +96,7 @@ class ChannelArray(wiring.Component):
             for row in range(2):
                 value: Any = getattr(self.slice, name)[row]
                 if name == "scale":
-                    value = Mux(self.scaled_format, value, HALF_ONE)
+                    value = Mux(self.mode.scaled, value, HALF_ONE)
                 for k in range(self.stages.scaled - 1):
                     later = Signal(16, name=f"{name}_{row}_{k + 1}", reset_less=True)
                     m.d.sync += later.eq(value)
@@ -140,8 +143,3 @@ class ChannelArray(wiring.Component):
             store.read_address.eq(Cat(self.read.part, self.read.half)),
             self.emitted.eq(store.read_data),
         ]
-
-
-def sum_bits(k_lanes: int) -> int:
-    """Of the sum of k_lanes products of INT8 numbers, activations within 127."""
-    return (128 * 127 * k_lanes).bit_length() + 1

@@ -4,12 +4,11 @@ from typing import Any
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.decode.layout import PAIRS_BITS, log2
 from flightllm.hw.engine.job import ROWS_BITS, Job
-from flightllm.hw.engine.lane import NEGATIVE_ZERO
 from flightllm.hw.engine.rows import RowPlaces
 from flightllm.hw.engine.size import BLOCK_PAIRS, EngineSize
 from flightllm.hw.engine.vectors import VectorWalker
@@ -21,6 +20,8 @@ from flightllm.spec.formats import Second
 __all__ = ["Epilogue"]
 
 ONE = float_bits(1.0)
+NEGATIVE_ZERO = 1 << 31
+"""Adding it changes no float32 number, zeros included."""
 MULTIPLY = 2
 """Stage at which results meet their scale; the addend comes from F `READ_LATENCY` after stage 0."""
 
@@ -196,17 +197,20 @@ class Epilogue(wiring.Component):
         queued = data.StructLayout({
             "addr": 32, "count": count.shape(), "data": data.ArrayLayout(32, size.out_lanes),
         })  # fmt: skip
-        m.submodules.queue = queue = SyncFIFOBuffered(
+        m.submodules.queue = queue = SyncFIFO(
             width=queued.size, depth=depth
         )
-        entry, out = Signal(queued), data.View(queued, queue.r_data)
+        entry, ahead = Signal(queued), Signal(queued)
         m.d.comb += [
             entry.addr.eq(stages[-1].addr), entry.count.eq(stages[-1].count),
             entry.data.eq(Cat(lanes)),
-            queue.w_data.eq(entry), queue.w_en.eq(stages[-1].valid),
-            self.f_write.valid.eq(queue.r_rdy), queue.r_en.eq(self.f_write.ready),
-            self.f_write.addr.eq(out.addr), self.f_write.count.eq(out.count),
-            self.f_write.data.as_value().eq(out.data),
+            queue.w_data.eq(entry),
+            queue.w_en.eq(stages[-1].valid & (queue.r_rdy | ~self.f_write.ready)),
+            queue.r_en.eq(self.f_write.ready),
+            self.f_write.valid.eq(queue.r_rdy | stages[-1].valid),
+            ahead.eq(Mux(queue.r_rdy, queue.r_data, entry)),
+            self.f_write.addr.eq(ahead.addr), self.f_write.count.eq(ahead.count),
+            self.f_write.data.as_value().eq(ahead.data),
         ]  # fmt: skip
         written = Signal()
         m.d.comb += [

@@ -10,12 +10,16 @@ from flightllm.hw.engine.size import EngineSize
 from flightllm.hw.frontend import UnitFrontEnd
 from flightllm.spec.isa import by_name
 
-__all__ = ["Job", "take_operands"]
+__all__ = ["Job", "Mode", "take_operands"]
 
 ROWS_BITS = PAIRS_BITS + 1
 COUNT_BITS = 11
 _BASES = ("src", "scale", "dst", "add")
 _OPERANDS = ("rows", "kgroups", "first", "start", "emit", "table", "n2")
+
+
+Mode = data.StructLayout({"scaled": 1, "minima": 1, "dense": 1})
+"""What the lanes want to know of a format: it has scales, it has minima, it is dense."""
 
 
 class Job(data.StructLayout):

@@ -6,7 +6,9 @@ from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from flightllm.hw.engine.job import Mode
 from flightllm.hw.engine.size import EngineSize
+from flightllm.hw.engine.sums import ONES_BITS
 from flightllm.hw.engine.timing import Control
 from flightllm.hw.floating import Float32, FloatAdd, FloatMul, IntToFloat
 from flightllm.hw.memory.ram import Ram
@@ -15,8 +17,6 @@ __all__ = ["GROUP_BITS", "Lane"]
 
 GROUP_BITS = 24
 """Of the sum of a group of 256 products of INT8 numbers."""
-NEGATIVE_ZERO = 1 << 31
-"""Adding it changes no float32 number, zeros included."""
 
 
 class Lane(wiring.Component):
@@ -25,7 +25,8 @@ class Lane(wiring.Component):
     Members
     -------
     sum : In, from the cell, at stage `sums`. control : In.
-    scaled_format, minima : In, steady while an instruction runs.
+    ones : In, the group's sum of activations of a dense format, a cycle after `sum`.
+    mode : In, steady while an instruction runs.
     scale, minimum : In, float32, at stage `scaled`.
     result : Out, the accumulator after this group, at stage `result`.
     """
@@ -35,7 +36,7 @@ class Lane(wiring.Component):
         super().__init__({
             "sum": In(signed(sum_bits)),
             "control": In(Control(size)),
-            "scaled_format": In(1), "minima": In(1),
+            "ones": In(signed(ONES_BITS)), "mode": In(Mode),
             "scale": In(Float32), "minimum": In(Float32),
             "result": Out(Float32),
         })  # fmt: skip
@@ -48,7 +49,7 @@ class Lane(wiring.Component):
         m.submodules.accumulators = store = Ram(32, size.accumulators)
         total, total_ones = Signal(signed(32)), Signal(signed(GROUP_BITS))
         before = Mux(control.clear_total, 0, store.read_data.as_signed())
-        m.d.sync += [total.eq(group + before), total_ones.eq(ones)]
+        m.d.sync += [total.eq(group + before), total_ones.eq(Mux(self.mode.dense, self.ones, ones))]
         term = self._scaled(m, total, total_ones)
         m.submodules.accumulate = accumulate = FloatAdd(size.add)
         m.d.comb += [
@@ -60,7 +61,7 @@ class Lane(wiring.Component):
             self.result.eq(accumulate.o),
             store.write_enable.eq(control.write_en),
             store.write_address.eq(control.write),
-            store.write_data.eq(Mux(self.scaled_format, self.result.as_value(), total)),
+            store.write_data.eq(Mux(self.mode.scaled, self.result.as_value(), total)),
         ]
         return m
 
@@ -97,7 +98,6 @@ class Lane(wiring.Component):
             products.append(multiply.o)
         m.submodules.term = add = FloatAdd(size.add)
         m.d.comb += [
-            add.en.eq(1), add.i.a.eq(products[0]),
-            add.i.b.eq(Mux(self.minima, products[1].as_value(), NEGATIVE_ZERO)),
+            add.en.eq(1), add.i.a.eq(products[0]), add.i.b.eq(products[1]),
         ]  # fmt: skip
-        return add.o
+        return Mux(self.mode.minima, add.o.as_value(), products[0].as_value())

@@ -36,7 +36,7 @@ class EngineSize:
     lanes: int
     vectors: int
     accumulators: int
-    add: int = 4
+    add: int = 3
     mul: int = 3
     convert: int = 2
 

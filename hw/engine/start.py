@@ -72,37 +72,38 @@ class Starter(wiring.Component):
         begin, ended = Signal(), Signal()
         current = Signal()  # MV's
         fetched = self._table(m, begin)
+        m.d.sync += self.pending.eq(self.pending & ~self.accepted)
         with m.FSM():
             with m.State("idle"):
                 for name, signal in reversed(waiting.items()):
-                    with m.If(signal):
+                    with m.If(signal | self.fronts[name].start):
                         self._take(m, name, current)
             with m.State("nothing"):
                 m.d.comb += ended.eq(1)
                 m.next = "idle"
             with m.State("divide"):
-                m.d.comb += self.units.i.eq(self._unit_count(job))
+                most = self.units.quotient + self.units.remainder.any()
+                m.d.comb += [
+                    begin.eq(1),
+                    self.units.i.eq(self._unit_count(job)),
+                    self.turns.i.eq(job.first + job.start),
+                ]
                 m.d.sync += [
                     self.base.eq(self.units.quotient), job.extra.eq(self.units.remainder),
-                ]
-                m.next = "offset"
-            with m.State("offset"):
-                m.d.comb += [self.units.i.eq(job.first + job.start), begin.eq(1)]
-                most = self.base + job.extra.any()
-                m.d.sync += [
-                    job.offset.eq(Mux(job.word.cyclic, self.units.remainder, 0)),
+                    job.offset.eq(Mux(job.word.cyclic, self.turns.remainder, 0)),
                     job.pairs.eq(Mux(job.word.cyclic, most << log2(BLOCK // 2), most)),
                 ]
                 m.next = "start"
             with m.State("start"):
-                m.d.comb += self.start.eq(1)
-                m.d.sync += self.pending.eq(Mux(job.word.table, 0, ~self.empty))
+                m.d.comb += [self.start.eq(1), self.offered.eq(Mux(job.word.table, 0, ~self.empty))]
+                m.d.sync += self.pending.eq(self.offered & ~self.accepted)
                 m.next = "settle"
                 with m.If(job.word.table):
                     m.next = "table"
             with m.State("table"):
                 with m.If(fetched):
-                    m.d.sync += self.pending.eq(~self.empty)
+                    m.d.comb += self.offered.eq(~self.empty)
+                    m.d.sync += self.pending.eq(self.offered & ~self.accepted)
                     m.next = "run"
             with m.State("settle"):  # `done` is the last instruction's until now
                 m.next = "run"
@@ -134,9 +135,11 @@ class Starter(wiring.Component):
         """Each channel's part, in the terms of its decode unit."""
         size, job = self.size, self.job
         m.submodules.units = self.units = Divider(size.channels)
+        m.submodules.turns = self.turns = Divider(size.channels)
         self.pending, self.empty = Signal(size.channels), Signal(size.channels)
         self.table = Signal(8 * CODES_PER_TABLE)
         self.table_words = [Signal(32, name=f"table_{k}") for k in range(TABLE_WORDS)]
+        self.offered, self.accepted = Signal(size.channels), Signal(size.channels)
         self.count = Signal(2 * len(job.n1))
         m.d.comb += self.count.eq(job.n1 * job.n2)
         for c, command in enumerate(self.commands):
@@ -149,17 +152,18 @@ class Starter(wiring.Component):
                 units.eq(self.base + more),
                 self.has_last[c].eq(more | (job.extra == 0)),
                 self.empty[c].eq(units == 0),
-                command.valid.eq(self.pending[c]),
+                command.valid.eq(self.pending[c] | self.offered[c]),
+                self.accepted[c].eq(command.valid & command.ready),
                 command.payload.word.eq(job.word),
-                command.payload.sums.eq(job.word.second == Second.MINIMUM),
+                command.payload.sums.eq(
+                    (job.word.second == Second.MINIMUM) & job.word.kept.any()
+                ),
                 command.payload.pairs.eq(
                     Mux(job.word.cyclic, units << log2(BLOCK // 2), units)
                 ),
                 command.payload.kgroups.eq(job.kgroups),
                 command.payload.table.eq(self.table),
             ]
-            with m.If(command.valid & command.ready):
-                m.d.sync += self.pending[c].eq(0)
 
     def _table(self, m: Module, begin: Signal) -> Signal:
         """Fetch the code table; set when it is there."""

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from flightllm.hw.engine.job import Mode
 from flightllm.hw.engine.sequencer import Step
-from flightllm.hw.engine.size import BLOCK_PAIRS, EngineSize
+from flightllm.hw.engine.size import EngineSize
 
 __all__ = ["ArrayControl", "Control", "Stages"]
 
@@ -19,8 +20,9 @@ class Stages:
     ----------
     cells : slice and windows enter the cells. sums : their sums are there.
     total : the group's sum, of integer formats of all groups so far.
-    scaled : the sum as float32 meets its scale. term : t of the number formats.
+    scaled : the sum as float32 meets its scale.
     accumulate : term and accumulator enter the adder. result : the new accumulator is there.
+    late : with minima the last two come that much later.
     distance : cycles between two visits of an accumulator, at least.
     """
 
@@ -29,8 +31,9 @@ class Stages:
         self.sums = self.cells + cell_latency
         self.total = self.sums + 2
         self.scaled = self.total + size.convert
-        self.accumulate = self.scaled + size.mul + size.add
+        self.accumulate = self.scaled + size.mul
         self.result = self.accumulate + size.add
+        self.late = size.add
         self.distance = size.add + 2
 
 
@@ -60,48 +63,56 @@ class ArrayControl(wiring.Component):
 
     Members
     -------
-    step_valid, step : In, from the sequencer. scaled_format : In, the format has scales.
+    step_valid, step : In, from the sequencer. mode : In, of the format.
     control : Out, for the lanes. closed : Out, a block's results are all in the result memory
-        from the next cycle on. busy : Out, a step is inside.
+        from the next cycle on.
     """
 
     def __init__(self, size: EngineSize, stages: Stages) -> None:
         self.size, self.stages = size, stages
         super().__init__({
-            "step_valid": In(1), "step": In(Step(size)), "scaled_format": In(1),
+            "step_valid": In(1), "step": In(Step(size)), "mode": In(Mode),
             "control": Out(Control(size)), "closed": Out(1),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        stages, last = self.stages, self.stages.result
-        valid = [self.step_valid] + [Signal(name=f"valid_{k}") for k in range(1, last + 1)]
-        steps = [self.step] + [
-            Signal(self.step.shape(), name=f"step_{k}", reset_less=True) for k in range(1, last + 1)
-        ]
-        for k in range(last):
-            m.d.sync += [valid[k + 1].eq(valid[k]), steps[k + 1].eq(steps[k])]
-        sums, control, scaled = steps[stages.sums], self.control, self.scaled_format
-        written = Mux(scaled, valid[last] & steps[last].end,
-                      valid[stages.total] & steps[stages.total].end)  # fmt: skip
-        result = steps[last]
+        stages, step = self.stages, self.step
+        end = stages.result + stages.late
+        valid = [self.step_valid, *(Signal(name=f"valid_{k}") for k in range(1, end + 1))]
+        steps: list[Any] = [step]
+        for k in range(1, end + 1):
+            steps.append(Signal(step.shape(), name=f"step_{k}", reset_less=True))
+            m.d.sync += [valid[k].eq(valid[k - 1]), steps[k].eq(steps[k - 1])]
+        control, scaled, sums = self.control, self.mode.scaled, steps[stages.sums]
+        # The end of the pipeline, where minima are added or not.
+        before, entering, result = (Signal(step.shape(), name=name) for name in (
+            "before", "entering", "result",
+        ))  # fmt: skip
         done = Signal()
+        for signal, stage in (
+            (before, stages.accumulate - 1), (entering, stages.accumulate), (result, stages.result),
+        ):  # fmt: skip
+            late = steps[stage + stages.late].as_value()
+            m.d.comb += signal.eq(Mux(self.mode.minima, late, steps[stage].as_value()))
         m.d.comb += [
+            done.eq(Mux(self.mode.minima, valid[end], valid[stages.result])),
             control.valid.eq(valid[stages.sums]),
             control.fresh.eq(sums.fresh),
             control.fresh_ones.eq(sums.fresh_ones),
             control.ones.eq(sums.ones),
             control.batch.eq(sums.batch),
             control.clear_total.eq(scaled | steps[stages.sums + 1].begin),
-            control.clear.eq(~scaled | steps[stages.accumulate].begin),
-            control.read.eq(Mux(scaled, steps[stages.accumulate - 1].entry, sums.entry)),
+            control.clear.eq(~scaled | entering.begin),
+            control.read.eq(Mux(scaled, before.entry, sums.entry)),
             control.write.eq(Mux(scaled, result.entry, steps[stages.total].entry)),
-            control.write_en.eq(written),
-            done.eq(valid[last] & result.end & result.finish),
-            control.result_en.eq(done),
+            control.write_en.eq(Mux(
+                scaled, done & result.end, valid[stages.total] & steps[stages.total].end
+            )),
+            control.result_en.eq(done & result.end & result.finish),
             control.batch_out.eq(result.batch),
             control.half.eq(result.half),
             control.pair.eq(result.pair),
-            self.closed.eq(valid[last] & result.close),
+            self.closed.eq(done & result.close),
         ]
         return m

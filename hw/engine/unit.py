@@ -6,12 +6,15 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from flightllm.hw.chain import Cell
 from flightllm.hw.decode.unit import DecodeUnit
-from flightllm.hw.engine.channel import CellFactory, ChannelArray, sum_bits
+from flightllm.hw.engine.channel import ChannelArray
 from flightllm.hw.engine.epilogue import Epilogue
+from flightllm.hw.engine.job import Mode
 from flightllm.hw.engine.sequencer import FLAGS, Sequencer
 from flightllm.hw.engine.size import EngineSize
 from flightllm.hw.engine.start import UNITS, Starter
+from flightllm.hw.engine.sums import ActivationSums
 from flightllm.hw.engine.timing import ArrayControl, Stages
 from flightllm.hw.engine.windows import WindowStore
 from flightllm.hw.frontend import semaphore_signature
@@ -28,8 +31,7 @@ class MatrixEngine(wiring.Component):
     ----------
     size : of the engine.
     beat_bytes : of a beat of a channel.
-    cell : makes a cell, see `CellFactory`.
-    full_pairs : see `DecodeUnit`.
+    dsp_kind, chain_length, modelled : see `Cell`. full_pairs : see `DecodeUnit`.
 
     Members
     -------
@@ -41,9 +43,11 @@ class MatrixEngine(wiring.Component):
     fault : Out, a pulse: a format or a number of vectors that the engine does not have.
     """
 
-    def __init__(self, size: EngineSize, beat_bytes: int, cell: CellFactory,
-                 full_pairs: bool = True) -> None:  # fmt: skip
-        self.size, self.beat_bytes, self.full_pairs, self.cell = size, beat_bytes, full_pairs, cell
+    def __init__(self, size: EngineSize, beat_bytes: int, dsp_kind: str = "inferred",
+                 chain_length: int = 8, full_pairs: bool = True,
+                 modelled: bool = False) -> None:  # fmt: skip
+        self.size, self.beat_bytes, self.full_pairs = size, beat_bytes, full_pairs
+        self._cell = (size.k_lanes, dsp_kind, chain_length, modelled)
         ports: dict[str, Any] = {}
         for name in UNITS:
             ports[f"{name}_queue"] = In(stream.Signature(32))
@@ -60,15 +64,14 @@ class MatrixEngine(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         size = self.size
-        stages = Stages(size, self.cell().latency)
+        cells = [[Cell(*self._cell) for _ in range(size.cells)] for _ in range(size.channels)]
+        stages = Stages(size, cells[0][0].latency)
         m.submodules.starter = starter = Starter(size)
         m.submodules.windows = windows = WindowStore(size)
         m.submodules.sequencer = sequencer = Sequencer(size, stages.distance)
         m.submodules.control = control = ArrayControl(size, stages)
-        channels = [
-            ChannelArray(size, stages, self.cell, sum_bits(size.k_lanes))
-            for _ in range(size.channels)
-        ]
+        m.submodules.sums = sums = ActivationSums(size, stages.sums + 1)
+        channels = [ChannelArray(size, stages, own) for own in cells]
         m.submodules.epilogue = epilogue = Epilogue(
             size, channels[0].signature.members["read"].shape
         )
@@ -87,41 +90,45 @@ class MatrixEngine(wiring.Component):
             (windows, sequencer, ("full", "batches")),
             (sequencer, windows, ("free", "batch", "place", "half", "dense")),
             (sequencer, control, ("step_valid", "step")),
+            (windows, sums, ("filled", "bank")),
+            (sequencer, sums, ("batch",)),
             (control, epilogue, ("closed",)),
             (epilogue, sequencer, ("freed",)),
         ):
             m.d.comb += [getattr(target, name).eq(getattr(source, name)) for name in names]
+        word, mode = starter.job.word, Signal(Mode)
         m.d.comb += [
-            control.scaled_format.eq(starter.job.word.scale),
+            mode.scaled.eq(word.scale),
+            mode.minima.eq(word.second == Second.MINIMUM),
+            mode.dense.eq(~word.kept.any()),
+            control.mode.eq(mode),
+            sums.data.eq(self.a.data), sums.elements.eq(word.group << 4),
             self.stepping.eq(sequencer.step_valid),
         ]
         faults = [starter.fault]
         for c, array in enumerate(channels):
-            faults.append(self._channel(m, c, array, starter, sequencer, windows, control, epilogue))
+            m.d.comb += [
+                array.mode.eq(mode), array.windows.eq(windows.windows), array.ones.eq(sums.sums),
+                array.control.eq(control.control), array.read.eq(epilogue.read),
+                epilogue.results[c].eq(array.results), epilogue.emitted[c].eq(array.emitted),
+            ]  # fmt: skip
+            faults.append(self._channel(m, c, array, starter, sequencer))
         m.d.comb += self.fault.eq(Cat(faults).any())
         return m
 
-    def _channel(self, m: Module, c: int, array: ChannelArray, starter: Any, sequencer: Any,
-                 windows: Any, control: Any, epilogue: Any) -> Signal:  # fmt: skip
-        """Decode unit and array of channel `c`; the decode unit's fault."""
+    def _channel(self, m: Module, c: int, array: ChannelArray, starter: Any,
+                 sequencer: Any) -> Signal:  # fmt: skip
+        """Decode unit of channel `c`, and the steps it takes part in; the unit's fault."""
         decode = DecodeUnit(self.beat_bytes, self.size.k_lanes, self.full_pairs)
         m.submodules[f"decode_{c}"], m.submodules[f"channel_{c}"] = decode, array
         wiring.connect(m, wiring.flipped(self.beats[c]), decode.beats)
         wiring.connect(m, starter.commands[c], decode.commands)
-        word = starter.job.word
         m.d.comb += [
             sequencer.valid[c].eq(decode.slices.valid),
             decode.slices.ready.eq(sequencer.ready[c]),
             array.slice.eq(decode.slices.payload),
             array.step.eq(sequencer.step),
             array.step_valid.eq(sequencer.step_valid),
-            array.windows.eq(windows.windows),
-            array.control.eq(control.control),
-            array.scaled_format.eq(word.scale),
-            array.minima.eq(word.second == Second.MINIMUM),
-            array.read.eq(epilogue.read),
-            epilogue.results[c].eq(array.results),
-            epilogue.emitted[c].eq(array.emitted),
         ]
         for name in FLAGS:
             m.d.comb += sequencer.flags[c][name].eq(decode.slices.payload[name])

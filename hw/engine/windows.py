@@ -6,6 +6,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from flightllm.hw.chain import window_layout
 from flightllm.hw.decode.layout import KGROUPS_BITS, PAIRS_BITS, log2
 from flightllm.hw.engine.job import Job
 from flightllm.hw.engine.size import BLOCK_PAIRS, EngineSize
@@ -13,12 +14,23 @@ from flightllm.hw.engine.vectors import VectorWalker
 from flightllm.hw.memory.buffers import READ_LATENCY, window_port
 from flightllm.hw.memory.ram import Ram
 
-__all__ = ["WindowStore", "window_layout"]
+__all__ = ["Filled", "WindowStore"]
 
 
-def window_layout(k_lanes: int) -> Any:
-    """What a cell's lanes choose from: 16 activations for each 8 lanes."""
-    return data.ArrayLayout(data.ArrayLayout(8, 16), k_lanes // 8)
+class Filled(data.StructLayout):
+    """A window that comes from A: where it belongs.
+
+    Members
+    -------
+    valid : there is one. final : the last of its group. bank, batch, cell, place : of the window.
+    over : the vector's last of this group.
+    """
+
+    def __init__(self, size: EngineSize) -> None:
+        super().__init__({
+            "valid": 1, "final": 1, "over": 1, "bank": 1, "batch": range(size.batches),
+            "place": log2(size.windows), "cell": range(size.cells),
+        })  # fmt: skip
 
 
 class WindowStore(wiring.Component):
@@ -37,6 +49,7 @@ class WindowStore(wiring.Component):
     batch, place, half : In, which window of this bank; `half` of it for dense slices.
     dense : In, with the other three: 8 lanes take 8 activations, not 16.
     windows : Out, one a cell, a cycle later.
+    filled : Out, what comes from A in this cycle. bank : Out, the bank in use.
     """
 
     def __init__(self, size: EngineSize) -> None:
@@ -53,22 +66,21 @@ class WindowStore(wiring.Component):
             "half": In(1),
             "dense": In(1),
             "windows": Out(data.ArrayLayout(window_layout(size.k_lanes), size.cells)),
+            "filled": Out(Filled(size)), "bank": Out(1),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         filled = Signal(2)
         read_bank = Signal()
-        target = Signal(data.StructLayout({
-            "valid": 1, "final": 1, "bank": 1, "batch": self.batch.shape(),
-            "place": self.place.shape(), "cell": range(self.size.cells),
-        }))  # fmt: skip
+        target = Signal(Filled(self.size))
         self._ask(m, target)
         for _ in range(READ_LATENCY):
             after = Signal.like(target)
             m.d.sync += after.eq(target)
             target = after
         self._store(m, target, read_bank)
+        m.d.comb += [self.filled.eq(target), self.bank.eq(read_bank)]
         m.d.comb += self.full.eq(filled.bit_select(read_bank, 1))
         with m.If(self.free):
             m.d.sync += [read_bank.eq(~read_bank), filled.bit_select(read_bank, 1).eq(0)]
@@ -100,7 +112,7 @@ class WindowStore(wiring.Component):
             move.eq(self.a.valid & self.a.ready),
             last_window.eq(window == (elements - 1) >> shift),
             last.eq(last_window & walker.last),
-            target.valid.eq(move), target.final.eq(last), target.bank.eq(bank),
+            target.valid.eq(move), target.final.eq(last), target.over.eq(last_window), target.bank.eq(bank),
             target.batch.eq(walker.batch), target.place.eq(window), target.cell.eq(walker.cell),
         ]  # fmt: skip
         with m.If(move):

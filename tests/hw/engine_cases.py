@@ -33,7 +33,6 @@ from flightllm.spec.quant import QuantTensor
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "spec")]
 from floating_cases import CACHE  # noqa: E402
-from reference_cell import ReferenceCell  # noqa: E402
 from test_formats import random_tensor  # noqa: E402
 
 __all__ = ["Case", "Machine", "blocked", "cyclic", "engine", "plain", "whole"]
@@ -216,7 +215,7 @@ class Machine:
 
 def engine(size: EngineSize, beat_bytes: int = 16, unit: Any = None) -> Path:
     """The program of an engine, built unless it exists."""
-    made = unit or MatrixEngine(size, beat_bytes, lambda: ReferenceCell(size.k_lanes))
+    made = unit or MatrixEngine(size, beat_bytes)
     text = rtlil.convert(made, name="engine", emit_src=False)
     harness = Path(__file__).with_name("engine_harness.cpp")
     return verilate(
