@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.checkpoint import Checkpoint, Codes
+from flightllm.models.checkpoint import Codes
 from flightllm.spec.quant import GROUPS, QuantTensor
 
 __all__ = ["can_keep", "stored_matrix"]
@@ -14,11 +14,6 @@ __all__ = ["can_keep", "stored_matrix"]
 def can_keep(codes: Codes | None) -> bool:
     """Whether codes fit: groups that are multiples of 32, INT8 levels within +-127."""
     return codes is not None and codes.group % GROUPS[0] == 0 and int(codes.levels.min()) >= -127
-
-
-def keeps_all(checkpoint: Checkpoint) -> bool:
-    """Whether the first layer's matrices can be taken as they are stored."""
-    return checkpoint.config.norm == "rms" and can_keep(checkpoint.codes("layers.0.q.weight"))
 
 
 def stored_matrix(

@@ -2,8 +2,9 @@
 
 An input's channel divided by f and the weights' column multiplied by f leave the product as it is.
 The division folds into what makes the input: a norm's gain, the rows of Wv (attention's output
-keeps V's channels), or the rows of up (SiLU's gate multiplies it; ReLU passes a positive factor). The input of q, k and v
-is left alone: what it would gain was measured to be less than what the weights of a turned K lose.
+keeps V's channels), or the rows of up (SiLU's gate multiplies it; ReLU passes a positive factor).
+The input of q, k and v is left alone: what it gains was measured to be less than what the weights
+of a turned K lose by it.
 
 The loss is the expected squared error of the outputs. A vector's step is its largest magnitude over
 127, so a large channel of little weight is worth shrinking; a weight's error grows with the size of
@@ -60,7 +61,8 @@ class Reader:
 
 def _grouped(values: Tensor, group: int) -> Tensor:
     padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % group))
-    return padded.unflatten(-1, (-1, group))
+    grouped: Tensor = padded.unflatten(-1, (-1, group))
+    return grouped
 
 
 def input_loss(x: Tensor, readers: list[Reader], factor: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def from_file(checkpoint: Checkpoint, path: str | Path, sequences: int, length: 
     InputError : when the file cannot be read, is empty, or the model has no tokeniser beside it.
     """
     config = checkpoint.config
-    tokenizer = load_tokenizer(checkpoint.source if checkpoint.folder is None else _home(checkpoint))
+    tokenizer = load_tokenizer(_home(checkpoint))
     check_vocabulary(tokenizer, config)
     front = [] if tokenizer.bos is None else [tokenizer.bos]
     room = length - len(front)
@@ -167,5 +167,4 @@ def from_file(checkpoint: Checkpoint, path: str | Path, sequences: int, length: 
 def _home(checkpoint: Checkpoint) -> Path:
     """Where the tokeniser is found: the folder, or the model file (llama2.c)."""
     source = Path(checkpoint.source)
-    assert checkpoint.folder is not None
-    return source if source.is_file() else checkpoint.folder
+    return source if source.is_file() or checkpoint.folder is None else checkpoint.folder

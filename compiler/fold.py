@@ -139,8 +139,8 @@ def fold_layer(checkpoint: Checkpoint, index: int) -> FoldedLayer:
             weights[name] = weights[name][order]
             if name in biases:
                 biases[name] = biases[name][order]
-    gains = (_read(checkpoint, f"{path}.{norm}.weight") for norm in _READERS)
-    return FoldedLayer(*gains, weights, biases)
+    attn_norm, mlp_norm = (_read(checkpoint, f"{path}.{norm}.weight") for norm in _READERS)
+    return FoldedLayer(attn_norm, mlp_norm, weights, biases)
 
 
 def fold_ends(checkpoint: Checkpoint) -> FoldedEnds:

@@ -165,9 +165,7 @@ class _Sweep:
             chosen = choose_mask(part.square() * importance, kept, private)
             mask[:, start:stop] = chosen
         at = start // self.group
-        self.scales[:, at : at + 1] = search_scales(
-            part, self.grid, self.group, importance, chosen
-        )
+        self.scales[:, at : at + 1] = search_scales(part, self.grid, self.group, importance, chosen)
 
     def round_column(self, column: int, last: int, mask: Tensor | None) -> Tensor:
         """Round one column, spread its error up to column `last`; gives the scaled error [rows]."""

@@ -18,7 +18,13 @@ from flightllm.models.config import ModelConfig, tensor_shapes
 from flightllm.spec.errors import InputError
 from flightllm.spec.quant import WIDTHS
 
-__all__ = ["by_layer", "candidate_widths", "matrix_sizes", "mixed_widths_for_shapes", "solve_widths"]
+__all__ = [
+    "by_layer",
+    "candidate_widths",
+    "matrix_sizes",
+    "mixed_widths_for_shapes",
+    "solve_widths",
+]
 
 PREFERENCE = ("v", "k", "o", "q", "down", "up", "gate")
 Widths = tuple[dict[str, int], ...]

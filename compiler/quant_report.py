@@ -68,7 +68,10 @@ class QuantReport:
             f"{'' if m.kept == 16 else f' {m.kept}:16'} error {m.error:.5f}"
             for m in self.matrices
         ]
-        lines += [f"  layer {i}: residual error {e:.5f}" for i, e in enumerate(self.residual_errors)]
+        lines += [
+            f"  layer {i}: residual error {error:.5f}"
+            for i, error in enumerate(self.residual_errors)
+        ]
         if self.divergence is not None and self.top1_agreement is not None:
             lines.append(
                 f"  held-out text: divergence {self.divergence:.6f} nats a token,"

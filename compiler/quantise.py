@@ -11,7 +11,7 @@ from torch import Tensor
 from flightllm.compiler import calibrate, fisher, mixed, sensitivity, smooth
 from flightllm.compiler.as_is import can_keep, stored_matrix
 from flightllm.compiler.balance import Reader, balance_layer, best_factors
-from flightllm.compiler.block import Block, linear
+from flightllm.compiler.block import linear
 from flightllm.compiler.compensation import Prepared, corrected_bias, fit_matrix, prepare
 from flightllm.compiler.fold import (
     MATRICES,

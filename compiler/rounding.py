@@ -76,7 +76,8 @@ def _ratios(grid: Grid) -> list[float]:
 def _grouped(values: Tensor, group: int) -> Tensor:
     """[rows, columns] as [rows, groups, group], padded with zeros."""
     short = -values.shape[1] % group
-    return torch.nn.functional.pad(values, (0, short)).unflatten(1, (-1, group))
+    grouped: Tensor = torch.nn.functional.pad(values, (0, short)).unflatten(1, (-1, group))
+    return grouped
 
 
 def _search(weight: Tensor, importance: Tensor, grid: Grid) -> Tensor:

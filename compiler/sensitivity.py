@@ -37,7 +37,9 @@ def affordable(config: ModelConfig, tokens: int, widths: int) -> bool:
 
 
 def _rounded(weight: Tensor, bits: int, group: int, kept: int, energy: Tensor | None) -> Tensor:
-    made = round_plain(weight, grid_for(bits), group_for(weight.shape[1], group), kept, False, energy)
+    made = round_plain(
+        weight, grid_for(bits), group_for(weight.shape[1], group), kept, False, energy
+    )
     return made.weight()
 
 

@@ -25,8 +25,14 @@ from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scheme import group_for
 from flightllm.models.config import ModelConfig
 
-__all__ = ["Smoothing", "apply_smoothing", "row_factors", "smoothing_from_heads", "smoothing_from_weights",
-           "weight_noise"]  # fmt: skip
+__all__ = [
+    "Smoothing",
+    "apply_smoothing",
+    "row_factors",
+    "smoothing_from_heads",
+    "smoothing_from_weights",
+    "weight_noise",
+]
 
 STEPS = 150
 RATE = 0.05
@@ -177,9 +183,7 @@ def weight_noise(
     return share * torch.stack([part.sum((1, 3)) for part in (x * x, x * y, y * y)])
 
 
-def _case(
-    q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, ...] | None
-) -> _Case:
+def _case(q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, ...] | None) -> _Case:
     """Collect keys, queries and costs of q [B, heads, T, hd] and k [B, kv_heads, T, hd]."""
     shared, tokens = q.shape[1] // k.shape[1], q.shape[2]
     q = q.unflatten(1, (-1, shared))
@@ -309,6 +313,7 @@ def apply_smoothing(layer: FoldedLayer, smoothing: Smoothing) -> FoldedLayer:
         moved = smoothing.turned(wide.permute(1, 4, 0, 2, 3), -1 if name == "k" else 1)
         return moved.permute(2, 0, 3, 4, 1).reshape(values.shape)
 
-    weights = {name: fold(name, layer.weights[name]) for name in ("k", "q")}
-    biases = {name: fold(name, layer.biases[name]) for name in ("k", "q") if name in layer.biases}
+    names: tuple[str, ...] = ("k", "q")
+    weights = {name: fold(name, layer.weights[name]) for name in names}
+    biases = {name: fold(name, layer.biases[name]) for name in names if name in layer.biases}
     return layer.with_weights(weights, biases)
