@@ -6,7 +6,8 @@ from amaranth.lib import data
 from flightllm.spec.formats import ALIGN, MatrixFormat
 
 __all__ = [
-    "INDEX_BYTES", "PAIRS_BITS", "Command", "FormatWord", "Plan", "Slice", "Tag", "log2",
+    "INDEX_BYTES", "KGROUPS_BITS", "PAIRS_BITS", "SCALE_BYTES", "Command", "FormatWord", "Plan",
+    "Slice", "Tag", "log2",
 ]  # fmt: skip
 
 PAIRS_BITS = 18
@@ -14,6 +15,8 @@ KGROUPS_BITS = 16
 CODES_PER_TABLE = 16
 INDEX_BYTES = 512
 """The largest index section of a chunk that a decode unit keeps."""
+SCALE_BYTES = ALIGN
+"""Bytes of a chunk's scales, and of its second section."""
 SECTION_BEATS = 24
 """Bits of a count of beats in a section."""
 
@@ -28,23 +31,23 @@ def log2(value: int) -> int:
     return value.bit_length() - 1
 
 
-class Command(data.Struct):
-    """One matrix, as this channel holds it.
+Command = data.StructLayout({
+    "word": FormatWord,
+    "sums": 1,
+    "pairs": PAIRS_BITS,
+    "kgroups": KGROUPS_BITS,
+    "table": data.ArrayLayout(signed(8), CODES_PER_TABLE),
+})  # fmt: skip
+"""One matrix, as this channel holds it.
 
-    Members
-    -------
-    word : the format word.
-    sums : each slice is followed by one of ones, from which the cells make sums of activations.
-    pairs : row pairs of this channel (cyclic: half the rows of its chunks, rounded up).
-    kgroups : groups of the reduction (cyclic: 1; whole: 32-token blocks).
-    table : the code table, for formats that have one.
-    """
-
-    word: FormatWord
-    sums: unsigned(1)
-    pairs: unsigned(PAIRS_BITS)
-    kgroups: unsigned(KGROUPS_BITS)
-    table: data.ArrayLayout(signed(8), CODES_PER_TABLE)
+Members
+-------
+word : the format word.
+sums : each slice is followed by one of ones, from which the cells make sums of activations.
+pairs : row pairs of this channel (cyclic: half the rows of its chunks, rounded up).
+kgroups : groups of the reduction (cyclic: 1; whole: 32-token blocks).
+table : the code table, for formats that have one.
+"""
 
 
 class Slice(data.StructLayout):
@@ -145,7 +148,3 @@ class Tag(data.StructLayout):
                 "second",
             )
         })  # fmt: skip
-
-
-SCALE_BYTES = ALIGN
-"""Bytes of a chunk's scales, and of its second section."""

@@ -10,6 +10,9 @@ from flightllm.hw.decode import DecodeUnit, plan, ring, sections, unit
 from flightllm.sim.rtl.vectors import SimulationError, build
 from flightllm.spec.formats import MatrixFormat, format_for, kgroups_for, pack_matrix
 
+# Constructors that refuse leave an object behind.
+pytestmark = pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
+
 SHAPE = (16, 16)
 
 
@@ -100,7 +103,6 @@ def test_formats_that_nobody_packs_are_dropped(programs, fmt):
     assert same(*run(programs["decode_pairs"], mixture(3)[:2], extra=extra)[:2])
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 @pytest.mark.parametrize("shape", [(16, 24), (16, 64), (48, 32), (16, 8)])
 def test_impossible_sizes_are_refused(shape):
     with pytest.raises(ValueError, match="must be"):
