@@ -34,9 +34,9 @@ TOKENS = 160
 SEPARATOR = "\n\n---\n\n"
 
 PROMPTS = (
-    ('The "while" statement\n', 1),
-    ("Built-in types\n**************\n\n", 2),
-    ("The following methods can be defined to ", 3),
+    ('The "while" statement\n*********************\n\nThe "while" statement is used', 1),
+    ("str.strip([chars])\n\n   Return a copy of the string", 2),
+    ("If the target is an attribute reference, the", 3),
     ("Changed in version 3.", 4),
 )
 """Prompts of the card with the seed each is continued with."""
@@ -50,12 +50,12 @@ class TrainingFacts:
     ----------
     recipe : dict
         `Recipe` of the run.
-    steps, best_step : int
+    steps, kept_step : int
         Steps taken, and the step whose weights these are.
     loss : float
         Cross-entropy of the last batch of text, nats a token.
-    validation_bits : float
-        Bits per character on the validation topics at `best_step`.
+    validation_bits, lowest_validation_bits : float
+        Bits per character on the validation topics at `kept_step`, and the lowest of any step.
     seconds : int
         Time in optimiser steps.
     training_tokens : int
@@ -64,9 +64,10 @@ class TrainingFacts:
 
     recipe: Mapping[str, Any]
     steps: int
-    best_step: int
+    kept_step: int
     loss: float
     validation_bits: float
+    lowest_validation_bits: float
     seconds: int
     training_tokens: int
     text_digest: str
@@ -279,7 +280,8 @@ def _figures(figures: Figures, corpus: Corpus) -> str:
     after = f"""Held out: {_names(corpus.held_out)}. Neither the tokeniser nor the model nor the
         choice of the step that was exported has seen them. The topics of that documentation
         overlap, so a paragraph is given to one topic only, first to the held-out ones, and training
-        paragraphs that share a run of {RUN} characters with them are left out."""
+        paragraphs that share a run of {RUN} characters with them are left out. The recipe was found
+        by trial; the figures of the trials on these topics were looked at, too."""
     return f"""{_wrap(before)}
 
 | | bits per character |
@@ -299,8 +301,10 @@ def _training(facts: TrainingFacts, corpus: Corpus) -> str:
         {facts.recipe["tokens"]:,} tokens, {facts.seconds / 60:.0f} minutes on one CPU thread,
         torch {facts.torch}. Final training loss {facts.loss:.3f} nats a token (last batch,
         with dropout). Exported: the running average of the weights after step
-        {facts.best_step:,}, the best on the validation topics ({_names(corpus.validation)}) with
-        {facts.validation_bits:.4f} bits per character. The same command resumes an interrupted run;
+        {facts.kept_step:,}, the last whose bits per character on the validation topics
+        ({_names(corpus.validation)}), {facts.validation_bits:.4f}, are within
+        {facts.recipe["tolerance"]:.0%} of the lowest, {facts.lowest_validation_bits:.4f}: the later
+        weights write more fluently. The same command resumes an interrupted run;
         the same seed on the same machine gives the same weights. The recipe and its reasons are in
         the docstrings of `flightllm.models.training` and `flightllm.models.lessons`."""
     )

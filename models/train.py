@@ -64,11 +64,11 @@ def train(
     out: Path,
     recipe: Recipe,
     corpus: Corpus,
-    every: int = 250,
+    every: int = 50,
     config: ModelConfig | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Train a model, or go on training it, and export the best weights so far after each check.
+    """Train a model, or go on training it, and export the weights to keep after each check.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def train(
         bits = run.judge(measure)
         report(
             f"step {run.step}/{recipe.steps}  {run.seconds:.0f} s  training loss {run.loss:.3f}"
-            f"  validation {bits:.4f} bits per character (best {run.best_bits:.4f})"
+            f"  validation {bits:.4f} bits per character (lowest {run.lowest_bits:.4f})"
         )
         run.save(checkpoint)
         _export(out / MODEL, run, corpus, tokenizer)
@@ -125,13 +125,14 @@ def train(
 
 
 def _export(folder: Path, run: Training, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """Write the best weights so far as a Hugging Face folder with what the card must tell."""
+    """Write the weights to keep as a Hugging Face folder with what the card must tell."""
     facts = TrainingFacts(
         recipe=asdict(run.recipe),
         steps=run.step,
-        best_step=run.best_step,
+        kept_step=run.kept_step,
         loss=run.loss,
-        validation_bits=run.best_bits,
+        validation_bits=run.kept_bits,
+        lowest_validation_bits=run.lowest_bits,
         seconds=round(run.seconds),
         training_tokens=run.lessons.tokens,
         text_digest=corpus.digest,
@@ -142,7 +143,7 @@ def _export(folder: Path, run: Training, corpus: Corpus, tokenizer: Tokenizer) -
     # Each file is replaced whole, so that an interruption leaves a folder that can be read.
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         fresh = Path(name)
-        save_llama(fresh, run.config, run.best)
+        save_llama(fresh, run.config, run.kept)
         save_tokenizer(tokenizer, fresh, run.config.max_length)
         facts.write(fresh)
         for path in fresh.iterdir():
@@ -155,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="folder of the run; the model is DIR/model")
     parser.add_argument("--card", type=Path, help="write README.md into this model's folder")
-    parser.add_argument("--every", type=int, default=250, help="steps between checks")
+    parser.add_argument("--every", type=int, default=50, help="steps between checks")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument(
         "--any-text", action="store_true", help="accept another text than the recorded digest's"

@@ -39,9 +39,10 @@ class Recipe:
         Tokens a step; `sampled` of them from the n-gram model, the others from the text.
     length : int
         Window in tokens; the whole context, so that every distance is trained.
-    finish, finish_rate : int, float
+    finish, finish_rate, finish_dropout : int, float, float
         Last steps, which take text alone with its plain targets, at this share of the peak rates at
-        first: what the n-gram models taught stays, their manner of writing does not.
+        first, and their dropout: what the n-gram models taught stays, their manner of writing does
+        not.
     rate, decay : float, float
         AdamW's peak rate and weight decay, for the embedding; norms take the rate alone.
     matrix_rate, matrix_decay : float, float
@@ -54,6 +55,9 @@ class Recipe:
         Share of the vocabulary whose embedding a step blanks on the way in, not in the head.
     belief : float
         Share of the n-gram model's prediction in a text token's target.
+    tolerance : float
+        How far above the lowest bits per character on validation topics the exported weights may
+        be, as a share: the last weights within it write more fluently than the lowest.
     average : float
         Decay of the running average of the weights, which is what is measured and exported.
     seed : int
@@ -64,7 +68,8 @@ class Recipe:
     sampled: float = 0.25
     length: int = 512
     finish: int = 600
-    finish_rate: float = 0.3
+    finish_rate: float = 0.5
+    finish_dropout: float = 0.1
     rate: float = 3e-3
     decay: float = 0.1
     matrix_rate: float = 0.02
@@ -73,6 +78,7 @@ class Recipe:
     dropout: float = 0.2
     blank: float = 0.1
     belief: float = 0.4
+    tolerance: float = 0.03
     average: float = 0.998
     seed: int = 0
 
@@ -124,8 +130,8 @@ class Training:
         self.step, self.loss, self.seconds = 0, math.nan, 0.0
         self.tensors = initial_tensors(config, recipe.seed)
         self.average = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        self.best: Tensors = self.average
-        self.best_step, self.best_bits = 0, math.inf
+        self.kept: Tensors = self.average
+        self.kept_step, self.kept_bits, self.lowest_bits = 0, math.inf, math.inf
         for tensor in self.tensors.values():
             tensor.requires_grad_()
         layers = [t for name, t in self.tensors.items() if t.ndim == 2 and name != "embed"]
@@ -138,6 +144,10 @@ class Training:
             (torch.optim.Muon(layers, weight_decay=recipe.matrix_decay), recipe.matrix_rate),
             (torch.optim.AdamW(rest, betas=(0.9, 0.98), fused=True), recipe.rate),
         )
+
+    @property
+    def _finishing(self) -> bool:
+        return self.step >= self.recipe.steps - self.recipe.finish
 
     def advance(self) -> None:
         """One optimiser step."""
@@ -163,8 +173,7 @@ class Training:
         """The loss to descend, and the text's own cross-entropy in nats a token."""
         recipe = self.recipe
         batch = recipe.tokens // recipe.length
-        finishing = self.step >= recipe.steps - recipe.finish
-        dreams = 0 if finishing else round(batch * recipe.sampled)
+        dreams = 0 if self._finishing else round(batch * recipe.sampled)
         text = self.lessons.text(self.step, batch - dreams, recipe.length)
         ids, beliefs = torch.from_numpy(text.ids), torch.from_numpy(text.beliefs)
         if dreams:
@@ -176,7 +185,7 @@ class Training:
         count = len(beliefs)
         plain = functional.cross_entropy(logits[:count], torch.from_numpy(text.targets).flatten())
         loss = plain
-        if not finishing:
+        if not self._finishing:
             soft = functional.cross_entropy(logits[:count], beliefs)
             loss = (1 - recipe.belief) * plain + recipe.belief * soft
         if dreams:
@@ -187,19 +196,21 @@ class Training:
     def _noisy(self) -> Tensors:
         """The tensors with some weights left out, and a head that is the whole embedding."""
         noisy = dict(self.tensors)
+        dropout = self.recipe.finish_dropout if self._finishing else self.recipe.dropout
         for name, tensor in self.tensors.items():
             if tensor.ndim == 2 and name != "embed":
-                noisy[name] = functional.dropout(tensor, self.recipe.dropout)
+                noisy[name] = functional.dropout(tensor, dropout)
         rows = functional.dropout(torch.ones(self.config.vocab, 1), self.recipe.blank)
         noisy["embed"], noisy["head.weight"] = self.tensors["embed"] * rows, self.tensors["embed"]
         return noisy
 
     def judge(self, measure: Callable[[Tensors], float]) -> float:
-        """Measure the averaged weights (less is better) and keep them if they are the best."""
+        """Measure the averaged weights and keep them if they are near the lowest figure so far."""
         bits = measure(self.average)
-        if bits < self.best_bits:
-            self.best = {name: tensor.clone() for name, tensor in self.average.items()}
-            self.best_step, self.best_bits = self.step, bits
+        self.lowest_bits = min(self.lowest_bits, bits)
+        if bits <= self.lowest_bits * (1 + self.recipe.tolerance):
+            self.kept = {name: tensor.clone() for name, tensor in self.average.items()}
+            self.kept_step, self.kept_bits = self.step, bits
         return bits
 
     def save(self, path: Path) -> None:
@@ -208,9 +219,10 @@ class Training:
             "recipe": asdict(self.recipe),
             "tensors": {name: tensor.detach() for name, tensor in self.tensors.items()},
             "average": self.average,
-            "best": self.best,
+            "kept": self.kept,
             "optimisers": [optimiser.state_dict() for optimiser, _ in self._optimisers],
-            "numbers": (self.step, self.loss, self.seconds, self.best_step, self.best_bits),
+            "numbers": (self.step, self.loss, self.seconds),
+            "marks": (self.kept_step, self.kept_bits, self.lowest_bits),
         }
         partial = path.with_name(path.name + ".partial")
         torch.save(state, partial)
@@ -233,10 +245,11 @@ class Training:
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(state["tensors"][name])
-        self.average, self.best = state["average"], state["best"]
+        self.average, self.kept = state["average"], state["kept"]
         for (optimiser, _), saved in zip(self._optimisers, state["optimisers"]):
             optimiser.load_state_dict(saved)
-        self.step, self.loss, self.seconds, self.best_step, self.best_bits = state["numbers"]
+        self.step, self.loss, self.seconds = state["numbers"]
+        self.kept_step, self.kept_bits, self.lowest_bits = state["marks"]
 
 
 def _schedule(step: int, recipe: Recipe) -> float:

@@ -65,11 +65,12 @@ def test_restore_refuses_another_recipe(lessons: Lessons, tmp_path: Path) -> Non
         Training(CONFIG, replace(RECIPE, rate=0.5), lessons).restore(tmp_path / "state.pt")
 
 
-def test_judge_keeps_the_best(lessons: Lessons) -> None:
-    run = advanced(Training(CONFIG, RECIPE, lessons), 1)
-    assert run.judge(lambda tensors: 2.0) == 2.0
-    best = {name: tensor.clone() for name, tensor in run.average.items()}
-    advanced(run, 1).judge(lambda tensors: 3.0)
-    assert (run.best_step, run.best_bits) == (1, 2.0)
-    assert all(torch.equal(run.best[name], best[name]) for name in best)
-    assert not all(torch.equal(run.average[name], best[name]) for name in best)
+def test_judge_keeps_the_last_that_is_near_the_lowest(lessons: Lessons) -> None:
+    run = Training(CONFIG, replace(RECIPE, tolerance=0.1), lessons)
+    for bits, kept in ((2.0, 1), (2.1, 2), (2.3, 2), (1.9, 4), (2.08, 5), (2.1, 5)):
+        before = run.kept
+        assert advanced(run, 1).judge(lambda tensors, bits=bits: bits) == bits
+        assert run.kept_step == kept
+        assert (run.kept is before) == (kept != run.step)
+    assert (run.kept_bits, run.lowest_bits) == (2.08, 1.9)
+    assert not torch.equal(run.kept["embed"], run.average["embed"])
