@@ -104,7 +104,8 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     ids = torch.empty(sequences, length, dtype=torch.int64)
     ids[:, :1] = _first_tokens(config, sequences, generator)
-    valid = torch.ones(sequences, length, dtype=torch.bool)
+    valid = torch.zeros(sequences, length, dtype=torch.bool)
+    valid[:, 0] = True
     ends = torch.tensor(sorted({*config.eos, *(() if config.bos is None else (config.bos,))}))
     cache = KVCache(config, sequences)
     for at in range(1, length):

@@ -17,7 +17,9 @@ torch.set_num_threads(1)
 
 
 def tokens(checkpoint: Checkpoint) -> torch.Tensor:
-    return torch.randint(checkpoint.config.vocab, (2, 20), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        checkpoint.config.vocab, (2, 20), generator=torch.Generator().manual_seed(1)
+    )
 
 
 @torch.no_grad()
