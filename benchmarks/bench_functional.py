@@ -91,6 +91,7 @@ def simulate(folder: Path) -> dict[str, float]:
 def torch_float32(_: Path) -> dict[str, float]:
     """The same for torch: our float reference, which is plain torch matrix products."""
     import torch
+
     from flightllm.models import zoo
     from flightllm.models.config import tensor_shapes
     from flightllm.models.reference import FloatModel, KVCache
