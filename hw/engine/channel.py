@@ -8,11 +8,11 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.chain import Cell, window_layout
 from flightllm.hw.decode.layout import Slice, log2
-from flightllm.hw.engine.lane import Lane
 from flightllm.hw.engine.job import Mode
-from flightllm.hw.engine.sums import ONES_BITS
+from flightllm.hw.engine.lane import Lane
 from flightllm.hw.engine.sequencer import Step
 from flightllm.hw.engine.size import EngineSize
+from flightllm.hw.engine.sums import ONES_BITS
 from flightllm.hw.engine.timing import Control, Stages
 from flightllm.hw.floating import Float16, HalfToFloat
 from flightllm.hw.memory.ram import Ram

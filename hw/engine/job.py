@@ -39,10 +39,8 @@ class Job(data.StructLayout):
 
     def __init__(self, size: EngineSize) -> None:
         super().__init__(
-            {name: 32 for name in (*_BASES, "emit", "table")}
-            | {name: 32 for name in (
-                "src1", "src2", "scale1", "scale2", "dst1", "dst2", "add1",
-            )}
+            dict.fromkeys((*_BASES, "emit", "table"), 32)
+            | dict.fromkeys(("src1", "src2", "scale1", "scale2", "dst1", "dst2", "add1"), 32)
             | {
                 "n1": COUNT_BITS, "n2": COUNT_BITS, "rows": ROWS_BITS, "kgroups": KGROUPS_BITS,
                 "first": ROWS_BITS, "start": ROWS_BITS, "word": FormatWord, "addend": 1,

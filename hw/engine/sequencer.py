@@ -66,7 +66,7 @@ class Sequencer(wiring.Component):
             "job": In(Job(size)), "start": In(1), "has_last": In(size.channels),
             "valid": In(size.channels), "ready": Out(size.channels),
             "flags": In(data.ArrayLayout(
-                data.StructLayout({name: 1 for name in FLAGS}), size.channels
+                data.StructLayout(dict.fromkeys(FLAGS, 1)), size.channels
             )),
             "full": In(1), "batches": In(range(size.batches)), "free": Out(1),
             "batch": Out(range(size.batches)), "place": Out(log2(size.windows)),
@@ -80,7 +80,7 @@ class Sequencer(wiring.Component):
         self.pair, self.group = Signal(PAIRS_BITS), Signal(KGROUPS_BITS)
         self.running, self.final_pair, self.block_end = Signal(), Signal(), Signal()
         self.active = Signal(self.size.channels)
-        self.flag = Signal(data.StructLayout({name: 1 for name in FLAGS}))
+        self.flag = Signal(data.StructLayout(dict.fromkeys(FLAGS, 1)))
         job, step = self.job, self.step
         last_chunk = self.pair >> log2(CHUNK_PAIRS) == (job.pairs - 1) >> log2(CHUNK_PAIRS)
         final = Mux(job.word.cyclic, last_chunk, self.final_pair)
@@ -164,7 +164,7 @@ class Sequencer(wiring.Component):
 
     def _walk(self, m: Module, ends: Signal) -> None:
         """Batch, pair, group, block."""
-        job, step = self.job, self.step
+        _job, step = self.job, self.step
         pair_end, out_end = Signal(), Signal()
         first_pair, half, entry = Signal(PAIRS_BITS), Signal(), Signal.like(step.entry)
         m.d.comb += [

@@ -100,17 +100,15 @@ class Starter(wiring.Component):
                 m.next = "settle"
                 with m.If(job.word.table):
                     m.next = "table"
-            with m.State("table"):
-                with m.If(fetched):
-                    m.d.comb += self.offered.eq(~self.empty)
-                    m.d.sync += self.pending.eq(self.offered & ~self.accepted)
-                    m.next = "run"
+            with m.State("table"), m.If(fetched):
+                m.d.comb += self.offered.eq(~self.empty)
+                m.d.sync += self.pending.eq(self.offered & ~self.accepted)
+                m.next = "run"
             with m.State("settle"):  # `done` is the last instruction's until now
                 m.next = "run"
-            with m.State("run"):
-                with m.If(self.done):
-                    m.d.comb += ended.eq(1)
-                    m.next = "idle"
+            with m.State("run"), m.If(self.done):
+                m.d.comb += ended.eq(1)
+                m.next = "idle"
         for name, front in self.fronts.items():
             m.d.comb += front.done.eq(ended & (current == (name == "mv")))
         m.d.comb += self.fault.eq(self.start & (self.count > self.size.vectors))

@@ -112,7 +112,7 @@ class WindowStore(wiring.Component):
             move.eq(self.a.valid & self.a.ready),
             last_window.eq(window == (elements - 1) >> shift),
             last.eq(last_window & walker.last),
-            target.valid.eq(move), target.final.eq(last), target.over.eq(last_window), target.bank.eq(bank),
+            target.valid.eq(move), target.final.eq(last), target.over.eq(last_window), target.bank.eq(bank),  # noqa: E501
             target.batch.eq(walker.batch), target.place.eq(window), target.cell.eq(walker.cell),
         ]  # fmt: skip
         with m.If(move):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from driver import Driver
+from random_quantized import random_model
+
 from flightllm.compiler.build import build_program
 from flightllm.models.integer import IntegerCache, IntegerModel
 from flightllm.sim.functional import FunctionalDevice
 from flightllm.spec.config import load_config
-from random_quantized import random_model
 
 FAMILIES = {
     "llama": {"window": None},

@@ -67,7 +67,7 @@ def blocked(tensor: QuantTensor, channels: int, **use: Any) -> Case:
 
 
 def plain(seed: int, rows: int, columns: int, bits: int, group: int, channels: int,
-          kind: str = "plain", kept: int = 16, private: bool = False, **use: Any) -> Case:  # fmt: skip
+          kind: str = "plain", kept: int = 16, private: bool = False, **use: Any) -> Case:  # fmt: skip  # noqa: E501
     """Random weights."""
     tensor = random_tensor(seed, rows, columns, bits, group, kind, kept, private)
     return blocked(tensor, channels, **use)
@@ -174,7 +174,7 @@ class Machine:
             acc = numerics.int_to_float(x.astype(np.int32) @ matrix.levels.astype(np.int32).T)
         else:
             minima = matrix.second if fmt.second == Second.MINIMUM else None
-            acc = numerics.accumulate(x, matrix.levels, matrix.scales, fmt.group, minima, matrix.kept)
+            acc = numerics.accumulate(x, matrix.levels, matrix.scales, fmt.group, minima, matrix.kept)  # noqa: E501
         y = numerics.linear(acc, scale, addend)
         self.want[index("dst", rows)] = y.reshape(n1, n2, rows)
         if fmt.second == Second.EMIT and matrix.second is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from amaranth.back import rtlil
+
 from flightllm.hw.sfu import lanes, passes, scalar, topk
 from flightllm.hw.sfu.unit import SpecialFunctionUnit
 from flightllm.sim.rtl.verilate import verilate
