@@ -1,5 +1,4 @@
-# ruff: noqa: E501
-"""Sums of the activations of a group, which minima are multiplied with: one a vector, for all rows."""
+"""Sums of the activations of a group, which minima multiply: one a vector, for all rows."""
 
 from typing import Any
 
