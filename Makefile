@@ -34,6 +34,7 @@ demo: setup
 test: check
 	mkdir -p out
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --junitxml=out/junit.xml
+	$(PY) tools/status.py --check out/junit.xml
 
 check: setup generated
 	$(BIN)/ruff check
