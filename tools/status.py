@@ -42,7 +42,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "Command line": ("tests.cli.*",),
     "Distribution: sdist, wheel, board-only import": ("tests.test_packaging.*",),
     "Cycle model": ("tests.sim.*cycle*",),
-    "RTL generator": ("tests.hw.*",),
+    "RTL units, each alone (no core joins them yet)": ("tests.hw.*",),
     "RTL simulation": ("tests.sim.*rtl*",),
     "Boards through PYNQ": ("tests.runtime.*pynq*",),
 }
