@@ -133,7 +133,7 @@ def compare(shape: tuple[int, int, int], stall: float, seed: int, count: int = 1
             execute(core, ops[i])
         assert np.array_equal(f, core.f.data.view(np.uint32)), f"F differs after {ops[i]}"
 
-    cycles = bench.run(ops, done)
+    cycles = bench.run(ops, done, limit=8000)
     assert bench.weights == beats, "the weight FIFOs differ"
     return cycles
 
