@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from flightllm.hw.parameters import matrix_parameters
 from flightllm.spec.config import HwConfig
 from flightllm.spec.formats import ROW_BLOCK
+from flightllm.spec.parameters import matrix_parameters
 
 __all__ = ["BLOCK_PAIRS", "EngineSize", "engine_size"]
 

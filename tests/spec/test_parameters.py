@@ -1,9 +1,9 @@
-"""hw.parameters: the matrix path of every preset."""
+"""spec.parameters: the matrix path of every preset."""
 
 import pytest
 
-from flightllm.hw.parameters import matrix_parameters
 from flightllm.spec.config import load_config, preset_names
+from flightllm.spec.parameters import matrix_parameters
 
 
 @pytest.mark.parametrize("board", preset_names())

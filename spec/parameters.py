@@ -1,5 +1,7 @@
 """Numbers of the matrix path that follow from a `HwConfig`; stated here and nowhere else."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from flightllm.spec.config import HwConfig
