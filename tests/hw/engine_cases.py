@@ -1,4 +1,7 @@
-"""Instructions for the matrix engine, what they must leave in F, and a program that runs both."""
+"""Instructions for the matrix engine, what they must leave in F, and a program that runs both.
+
+What they must leave in F the functional simulator says.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ import numpy as np
 from amaranth.back import rtlil
 
 from flightllm.hw.engine import EngineSize, MatrixEngine
+from flightllm.sim.functional.core import Buffer
+from flightllm.sim.functional.linear import mm_linear, mv_linear
+from flightllm.sim.functional.matrices import MatrixCache, Stream
+from flightllm.sim.functional.memory import Region
 from flightllm.sim.rtl.verilate import verilate
-from flightllm.spec import numerics
 from flightllm.spec.encoding import Op, encode
 from flightllm.spec.formats import (
     BLOCK,
@@ -27,16 +33,16 @@ from flightllm.spec.formats import (
     pack_matrix,
     section_bytes,
     stream_bytes,
-    unpack_matrix,
 )
-from flightllm.spec.quant import QuantTensor
+from flightllm.spec.image import Segment
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "spec")]
 from floating_cases import CACHE  # noqa: E402
 from test_formats import random_tensor  # noqa: E402
 
-__all__ = ["Case", "Machine", "blocked", "cyclic", "engine", "plain", "whole"]
+__all__ = ["Case", "Machine", "cyclic", "engine", "plain", "random_case", "random_machine", "whole"]
 
+NOWHERE = Region(Segment("nothing", 0, 0, 0, False), np.zeros((1, 0), np.uint8))
 F_WORDS, A_BYTES, PARAM_WORDS = 1 << 16, 1 << 17, 64
 
 
@@ -57,20 +63,15 @@ class Case:
     unit: str = "mm"
 
 
-def blocked(tensor: QuantTensor, channels: int, **use: Any) -> Case:
-    """A case of weights."""
-    rows, columns = tensor.shape
-    return Case(
-        format_for(tensor), pack_matrix(tensor, channels), rows,
-        kgroups_for(columns, tensor.group), table=tensor.table, **use,
-    )  # fmt: skip
-
-
 def plain(seed: int, rows: int, columns: int, bits: int, group: int, channels: int,
-          kind: str = "plain", kept: int = 16, private: bool = False, **use: Any) -> Case:  # fmt: skip  # noqa: E501
+          kind: str = "plain", kept: int = 16, private: bool = False,
+          **use: Any) -> Case:  # fmt: skip
     """Random weights."""
     tensor = random_tensor(seed, rows, columns, bits, group, kind, kept, private)
-    return blocked(tensor, channels, **use)
+    return Case(
+        format_for(tensor), pack_matrix(tensor, channels), rows, kgroups_for(columns, group),
+        table=tensor.table, **use,
+    )  # fmt: skip
 
 
 def cyclic(seed: int, rows: int, group: int, bits: int, channels: int, first: int = 0,
@@ -94,6 +95,78 @@ def whole(seed: int, rows: int, blocks: int, bits: int, channels: int, **use: An
     rng = np.random.default_rng(seed)
     sizes = stream_bytes(fmt, rows, blocks, channels)
     return Case(fmt, [rng.integers(0, 256, n, dtype=np.uint8) for n in sizes], rows, blocks, **use)
+
+
+def _heads(rng: np.random.Generator, channels: int, vectors: int) -> tuple[int, int, str]:
+    """Tokens, heads and unit; a few vectors more often than many."""
+    n2 = int(rng.integers(1, min(8, vectors) + 1)) if rng.integers(2) else 1
+    if rng.integers(2):
+        return 1, n2, "mv"
+    most = vectors // n2
+    return int(rng.integers(1, (most if rng.integers(4) == 0 else min(6, most)) + 1)), n2, "mm"
+
+
+def random_case(rng: np.random.Generator, channels: int, size: EngineSize) -> Case:
+    """Any format the compiler emits, any shape that the engine has."""
+    n1, n2, unit = _heads(rng, channels, size.vectors)
+    use: dict[str, Any] = {"n1": n1, "n2": n2, "unit": unit, "add": bool(rng.integers(2))}
+    seed, order = int(rng.integers(1 << 30)), rng.integers(4)
+    if order == 0:
+        return cyclic(
+            seed, int(rng.integers(1, 130)), int(rng.choice([16, 32, 48, 64, 80, 96, 128, 256])),
+            int(rng.choice([4, 8])), channels, int(rng.integers(4)), int(rng.integers(4)), **use,
+        )  # fmt: skip
+    if order == 1:
+        pairs = size.accumulators // -(-n1 * n2 // size.cells) * channels
+        rows = int(rng.integers(1, min(128, 2 * pairs) + 1))
+        return whole(seed, rows, int(rng.integers(1, 6)), int(rng.choice([4, 8])), channels, **use)
+    kept = int(rng.choice([16, 16, 2, 4, 8]))
+    group = int(rng.choice([32, 64, 128]))
+    kind = str(rng.choice(["plain", "minima", "zeros", "table"]))
+    top = {"plain": 8, "minima": 8, "zeros": 7, "table": 4}[kind]
+    return plain(
+        seed, int(rng.integers(1, 1 + int(rng.choice([8, 40, 100])))), int(rng.integers(1, 700)),
+        int(rng.integers(2, top + 1)), group, channels, kind, kept, bool(rng.integers(2)), **use,
+    )  # fmt: skip
+
+
+def random_machine(seed: int, size: EngineSize, count: int = 4) -> Machine:
+    """A few random instructions, and some that do nothing."""
+    machine = Machine(size.channels, seed)
+    for _ in range(count):
+        machine.add(random_case(machine.rng, size.channels, size))
+        if machine.rng.integers(4) == 0:
+            machine.nop(str(machine.rng.choice(["mm", "mv"])))
+    return machine
+
+
+class _Core:
+    """What `linear` needs of a functional core."""
+
+    mv_vectors = 8
+
+    def __init__(self, machine: Machine, stream: Stream) -> None:
+        self.f = Buffer("F", machine.want)
+        self.a = Buffer("A", machine.a)
+        self.params, self.matrices = machine.params, MatrixCache(machine.channels, 0)
+        self._stream = stream
+
+    def pop(self) -> Stream:
+        return self._stream
+
+    def note(self, name: str, values: Any) -> None:
+        """Nobody traces."""
+
+
+def _joined(case: Case, channels: int) -> Any:
+    """Chunks of a cyclic matrix in order."""
+    parts = [part.reshape(-1, chunk_bytes(case.fmt)) for part in case.streams]
+    out, taken = [], [0] * channels
+    for block in range(case.first, case.first + -(-case.rows // BLOCK)):
+        c = (block + case.start) % channels
+        out.append(parts[c][taken[c]])
+        taken[c] += 1
+    return np.concatenate(out)
 
 
 class Machine:
@@ -135,17 +208,16 @@ class Machine:
         at |= {"add": int(rng.integers(1000, 2000)), "add1": rows + int(rng.integers(0, 5))}
         at["emit"] = self._place(rows) if fmt.second == Second.EMIT else 0
         at["table"] = int(rng.integers(0, PARAM_WORDS - 4))
-        self._expect(case, at, columns)
         if case.unit == "mv":
-            assert n1 == 1
             at = {name: v for name, v in at.items() if name[-1] != "1"}
         else:
             at["n1"] = n1
-        flags = ["add"] if case.add else []
-        self.ops.append(Op.make(
-            f"{case.unit}.linear", *flags, **at, n2=n2, rows=rows, kgroups=case.kgroups,
-            fmt=fmt.word, first=case.first, start=case.start,
-        ))  # fmt: skip
+        op = Op.make(
+            f"{case.unit}.linear", *(["add"] if case.add else []), **at, n2=n2, rows=rows,
+            kgroups=case.kgroups, fmt=fmt.word, first=case.first, start=case.start,
+        )  # fmt: skip
+        self._expect(case, op)
+        self.ops.append(op)
         for queue, part in zip(self.beats, case.streams):
             queue.append(part)
 
@@ -153,32 +225,23 @@ class Machine:
         """Append an instruction that does nothing."""
         self.ops.append(Op.make(f"{unit}.nop"))
 
-    def _expect(self, case: Case, at: dict[str, int], columns: int) -> None:
-        fmt, n1, n2, rows = case.fmt, case.n1, case.n2, case.rows
+    def _expect(self, case: Case, op: Op) -> None:
+        """Run the instruction in the functional simulator."""
         if case.table is not None:
-            table = np.zeros(16, np.int8)
-            table[: len(case.table)] = case.table
-            self.params[at["table"] : at["table"] + 4] = table.view("<u4")
-        matrix = unpack_matrix(
-            fmt, case.streams, rows, case.kgroups, case.first, case.start, case.table
-        )
-
-        def index(name: str, width: int) -> Any:
-            one = at[name] + np.arange(n1)[:, None] * at[f"{name}1"]
-            return (one + np.arange(n2) * at.get(f"{name}2", 0))[..., None] + np.arange(width)
-
-        x = self.a[index("src", columns)].reshape(n1 * n2, columns)
-        scale = self.want[index("scale", 1)].reshape(n1 * n2)
-        addend = self.want[index("add", rows)].reshape(n1 * n2, rows) if case.add else None
-        if matrix.scales is None:
-            acc = numerics.int_to_float(x.astype(np.int32) @ matrix.levels.astype(np.int32).T)
-        else:
-            minima = matrix.second if fmt.second == Second.MINIMUM else None
-            acc = numerics.accumulate(x, matrix.levels, matrix.scales, fmt.group, minima, matrix.kept)  # noqa: E501
-        y = numerics.linear(acc, scale, addend)
-        self.want[index("dst", rows)] = y.reshape(n1, n2, rows)
-        if fmt.second == Second.EMIT and matrix.second is not None:
-            self.want[at["emit"] : at["emit"] + rows] = matrix.second[:, 0]
+            levels = np.zeros(16, np.int8)
+            levels[: len(case.table)] = case.table
+            at = op.operands["table"].imm
+            self.params[at : at + 4] = levels.view("<u4")
+        data = case.streams
+        if case.fmt.cyclic:
+            data = [_joined(case, self.channels)]
+        stream = Stream(
+            0, case.rows, case.kgroups, case.fmt.word, case.first, case.start, 0, NOWHERE, 0, data
+        )  # fmt: skip
+        core = _Core(self, stream)
+        values = [op.operands[operand.name].imm for operand in op.kind.operands]
+        handler = mm_linear if case.unit == "mm" else mv_linear
+        handler(core, op.flags, *values)
 
     def run(self, program: Path, idle: int = 0, stall: int = 0, seed: int = 1) -> Any:
         """F after the instructions, and per instruction: cycles, steps, first step, last step."""

@@ -20,6 +20,12 @@
 #endif
 #define CAT_(a, b, c) a##b##c
 #define CAT(a, b, c) CAT_(a, b, c)
+#define EACH_1(X) X(0)
+#define EACH_2(X) EACH_1(X) X(1)
+#define EACH_3(X) EACH_2(X) X(2)
+#define EACH_4(X) EACH_3(X) X(3)
+#define EACH_8(X) EACH_4(X) X(4) X(5) X(6) X(7)
+#define EACH(X) CAT(EACH_, CHANNELS, )(X)
 static std::string folder;
 template <class T> static std::vector<T> load(const std::string &name) {
     FILE *f = fopen((folder + "/" + name).c_str(), "rb");
@@ -70,13 +76,7 @@ int main(int argc, char **argv) {
         offered[c] = more && (offered[c] || !under(idle)); \
         CAT(u.beats___05F, c, ___05Fvalid) = offered[c]; \
         if (more) put(CAT(u.beats___05F, c, ___05Fpayload), &beats[c][taken[c]], BEAT); }
-        BEATS(0)
-#if CHANNELS > 1
-        BEATS(1)
-#endif
-#if CHANNELS > 2
-        BEATS(2)
-#endif
+        EACH(BEATS)
         std::vector<uint8_t> window(sizeof u.a___05Fdata, 0xa5), vector(sizeof u.f_read___05Fdata, 0x5a);
         if (a[1].en) for (size_t k = 0; k < window.size(); k++) window[k] = a[1].addr + k < A.size() ? A[a[1].addr + k] : 0x5b;
         if (r[1].en) for (size_t k = 0; k < r[1].count; k++) memcpy(&vector[4 * k], &F[r[1].addr + k], 4);
@@ -100,13 +100,7 @@ int main(int argc, char **argv) {
         if (u.mm_queue___05Fvalid && u.mm_queue___05Fready) at[0]++;
         if (u.mv_queue___05Fvalid && u.mv_queue___05Fready) at[1]++;
 #define TAKE(c) if (CAT(u.beats___05F, c, ___05Fvalid) && CAT(u.beats___05F, c, ___05Fready)) taken[c] += BEAT, offered[c] = false, quiet = 0;
-        TAKE(0)
-#if CHANNELS > 1
-        TAKE(1)
-#endif
-#if CHANNELS > 2
-        TAKE(2)
-#endif
+        EACH(TAKE)
         if (u.f_write___05Fvalid && u.f_write___05Fready) {
             uint32_t d[64]; memcpy(d, &u.f_write___05Fdata, sizeof u.f_write___05Fdata);
             for (unsigned k = 0; k < u.f_write___05Fcount; k++) {
