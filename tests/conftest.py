@@ -58,6 +58,13 @@ def stories(test_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rtl_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where built RTL stays between tests, and between runs where FLIGHTLLM_RTL_CACHE says."""
+    kept = os.environ.get("FLIGHTLLM_RTL_CACHE")
+    return Path(kept) if kept else tmp_path_factory.mktemp("rtl")
+
+
+@pytest.fixture(scope="session")
 def random_model() -> Callable[..., Any]:
     """`random_model(seed, **options)` makes a QuantModel: see support/random_quantized.py."""
     import random_quantized

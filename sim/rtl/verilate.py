@@ -11,7 +11,7 @@ from pathlib import Path
 
 from amaranth.back import verilog
 
-from flightllm.sim.rtl import vectors
+from flightllm.sim.rtl import toolchain
 
 __all__ = ["verilate"]
 
@@ -31,7 +31,7 @@ def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence
     SimulationError
         With the tool's own message, if Yosys, Verilator or g++ refuses.
     """
-    parts = (rtlil, harness.read_text(), *defines, optimise, vectors._version())
+    parts = (rtlil, harness.read_text(), *defines, optimise, toolchain.version())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     final = cache / f"{top}-{digest}"
     if (final / "program").exists():
@@ -42,19 +42,16 @@ def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence
         folder.mkdir()
         source = Path(scratch) / "design.v"
         source.write_text(verilog._convert_rtlil_text(rtlil))
-        package = vectors._package()
-        vectors._call(
-            [package / "bin" / "verilator_bin", *vectors._VERILATE, "--top-module", top,
-             "--prefix", "Vunit", "--Mdir", folder, source],
-            folder,
-        )  # fmt: skip
-        library = vectors._library(cache, Path(scratch))
+        toolchain.verilate(
+            ["--top-module", top, "--prefix", "Vunit", "--Mdir", folder, source], folder
+        )
+        runtime = toolchain.library(cache, Path(scratch))
         sources = [*sorted(folder.glob("*.cpp")), harness]
         (folder / "all.cc").write_text("".join(f'#include "{path}"\n' for path in sources))
         flags = [f"-D{define}" for define in defines]
-        vectors._call(
-            ["g++", "-std=c++17", optimise, "-w", *flags, *vectors._includes(package / "include"),
-             f"-I{folder}", "all.cc", *library, "-pthread", "-o", "program"],
+        toolchain.call(
+            [toolchain.compiler(), "-std=c++17", optimise, "-w", *flags, *toolchain.includes(),
+             f"-I{folder}", "all.cc", *runtime, "-pthread", "-o", "program"],
             folder,
         )  # fmt: skip
         keep = Path(scratch) / "keep"
