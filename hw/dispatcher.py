@@ -13,18 +13,52 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.frontend import HEADER
-from flightllm.spec.isa import IMMEDIATE_BITS, INSTRUCTIONS, REGISTERS, UNITS, Register, by_name
+from flightllm.hw.memory.buffers import read_port
+from flightllm.spec.isa import (
+    FLAG_BITS,
+    IMMEDIATE_BITS,
+    INSTRUCTIONS,
+    LOOP_DEPTH,
+    REGISTER_BITS,
+    REGISTERS,
+    UNITS,
+    Instruction,
+    Register,
+    by_name,
+)
+from flightllm.spec.registers import ErrorCode
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "memory_port"]
 
-LOOP_DEPTH = 6
 HOST_REGISTERS = (Register.POS, Register.NTOK, Register.STEPS, Register.LOGITS)
+MUL_CYCLES = 3
 
 
 def _code(name: str) -> int:
     """Low byte of an instruction's header: opcode and function."""
-    entry = by_name(name)
+    return _low(by_name(name))
+
+
+def _low(entry: Instruction) -> int:
     return entry.unit | entry.function << 4
+
+
+def _reserved(entry: Instruction) -> int:
+    """Bits of the header that must be 0: the unit's own tokens, and flags that there are not."""
+    own = 1 << entry.unit
+    used = REGISTER_BITS if entry.writes_register else len(entry.flags)
+    flags = (1 << FLAG_BITS) - (1 << used)
+    return own << 8 | own << 14 | flags << 20
+
+
+def memory_port(depth: int) -> Any:
+    """The host's side of a memory of `depth` words, used while no program runs.
+
+    `value` is the word at `address` a cycle after that was shown.
+    """
+    return wiring.Signature({
+        "address": Out(range(depth)), "data": Out(32), "enable": Out(1), "value": In(32),
+    })  # fmt: skip
 
 
 class Dispatcher(wiring.Component):
@@ -39,41 +73,83 @@ class Dispatcher(wiring.Component):
     start : In, a pulse: begin at `entry` with the host's registers, all others 0.
     pos, ntok, steps, logits : In, the host's registers.
     queue0 .. queue5 : Out, word streams to the units, in the order of `spec.isa.Unit`.
-    program, params : In, host write ports (address, data, enable).
+    first : Out, the word sent is the first of its instruction. address : Out, that word's address.
+    program, params : In, the host's ports.
+    tables : In, another reader of the parameters.
     running : Out, until sys.halt has been handed to SYS.
-    error : Out, sticky: a word is no instruction, loops nest too deep or end without a start.
+    moving : Out, it runs and does not wait for a queue.
+    error : Out, sticky until the next start: the program cannot go on; `code` says why, `address`
+        where.
     """
 
     def __init__(self, program_words: int, param_words: int) -> None:
         self._depths = program_words, param_words
-
-        def port(depth: int) -> Any:
-            return wiring.Signature(
-                {"address": Out(range(depth)), "data": Out(32), "enable": Out(1)}
-            )
-
         queues = {f"queue{unit}": Out(stream.Signature(32)) for unit in UNITS}
         super().__init__(
             {
                 "start": In(1),
-                "entry": In(range(program_words)),
+                "entry": In(32),
                 **{name.name.lower(): In(32) for name in HOST_REGISTERS},
                 **queues,
-                "program": In(port(program_words)),
-                "params": In(port(param_words)),
+                "first": Out(1),
+                "address": Out(range(program_words)),
+                "program": In(memory_port(program_words)),
+                "params": In(memory_port(param_words)),
+                "tables": In(read_port(1)),
                 "running": Out(1),
+                "moving": Out(1),
                 "error": Out(1),
+                "code": Out(ErrorCode),
             }
         )
 
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        fetch = self._memory(m, "program_memory", self._depths[0], self.program)
+        self.param = self._memory(m, "param_memory", self._depths[1], self.params)
+        self._tables(m)
+        source, value, self.write = self._registers(m)
+        self._fetcher(m, fetch)
+        self.header, self.code_now = Signal(HEADER), Signal(8)
+        self.left, self.raw, self.index = Signal(5), Signal(32), Signal(1)
+        self.operands = Signal(data.ArrayLayout(32, 2))
+        self.resolved = Signal(32)
+        self.skipping = Signal(range(LOOP_DEPTH + 2))
+        self.depth = Signal(range(LOOP_DEPTH + 1))
+        self.bodies = Array(Signal.like(self.pc, name=f"body{i}") for i in range(LOOP_DEPTH))
+        self.remaining = Array(Signal(32, name=f"remaining{i}") for i in range(LOOP_DEPTH))
+        immediate = self.word[:IMMEDIATE_BITS].as_signed()
+        m.d.comb += [
+            source.eq(self.word[IMMEDIATE_BITS:]),
+            self.resolved.eq(Mux(
+                self.raw[0], self.word, immediate + Mux(source == 0, Const(0, 32), value)
+            )),
+            self.code_now.eq(Cat(self.header.opcode, self.header.function)),
+        ]  # fmt: skip
+        self._queues(m)
+        self._states(m)
+        return m
+
+    # ------------------------------------------------------------------------ memories
+
     def _memory(self, m: Module, name: str, depth: int, port: Any) -> Any:
-        """A 32-bit memory with the host's write port; its read port (one cycle)."""
+        """A 32-bit memory with the host's port; its read port (one cycle)."""
         m.submodules[name] = memory = Memory(shape=32, depth=depth, init=[])
-        write = memory.write_port()
+        write, read = memory.write_port(), memory.read_port()
         m.d.comb += [
             write.addr.eq(port.address), write.data.eq(port.data), write.en.eq(port.enable),
+            port.value.eq(read.data),
         ]  # fmt: skip
-        return memory.read_port()
+        return read
+
+    def _tables(self, m: Module) -> None:
+        """The parameter memory's address: the host's, unless a table or sys.param asks."""
+        port, param = self.tables, self.param
+        m.d.comb += [
+            port.ready.eq(1), param.en.eq(1),
+            param.addr.eq(Mux(port.valid, port.addr, self.params.address)),
+        ]  # fmt: skip
+        m.d.sync += port.data[0].eq(param.data)
 
     def _registers(self, m: Module) -> tuple[Any, Any, Any]:
         """The register file: asynchronous read address and data, write port."""
@@ -82,180 +158,215 @@ class Dispatcher(wiring.Component):
         read = memory.read_port(domain="comb")
         return read.addr, read.data, write
 
-    def elaborate(self, platform: Any) -> Module:
-        m = Module()
-        fetch = self._memory(m, "program_memory", self._depths[0], self.program)
-        param = self._memory(m, "param_memory", self._depths[1], self.params)
-        source, value, write = self._registers(m)
+    def _fetcher(self, m: Module, fetch: Any) -> None:
+        """Keeps `word` filled: the memory is read one word ahead of `pc`.
 
-        counts, raws, known = Array([0] * 256), Array([0] * 256), Array([0] * 256)
-        for entry in INSTRUCTIONS:
-            code = entry.unit | entry.function << 4
-            counts[code], known[code] = entry.words - 1, 1
-            raws[code] = sum(op.raw << i for i, op in enumerate(entry.operands))
-        scalars = [_code(e.name) for e in INSTRUCTIONS if e.scalar]
-
-        pc, word, have = Signal(range(self._depths[0])), Signal(32), Signal()
-        take, jump, target = Signal(), Signal(), Signal.like(pc)
-        self._fetcher(m, fetch, pc, word, have, take, jump, target)
-
-        header = Signal(HEADER)
-        code = Signal(8)
-        left, raw = Signal(5), Signal(32)
-        operands = Signal(data.ArrayLayout(32, 2))
-        index, skipping = Signal(1), Signal(range(LOOP_DEPTH + 2))
-        resolved = Signal(32)
-        immediate = word[:IMMEDIATE_BITS].as_signed()
+        `pc` is the address of `word`; `take` consumes it, `jump` restarts at `target`. `over` says
+        that the program ran over the memory's end.
+        """
+        last = self._depths[0] - 1
+        self.pc, self.word, self.over = Signal(range(last + 1)), Signal(32), Signal()
+        self.take, self.jump, self.target = Signal(), Signal(), Signal.like(self.pc)
+        following = Signal.like(self.pc)
         m.d.comb += [
-            source.eq(word[IMMEDIATE_BITS:]),
-            resolved.eq(
-                Mux(raw[0], word, immediate + Mux(source == 0, Const(0, 32), value))
-            ),
-            code.eq(Cat(header.opcode, header.function)),
+            following.eq(Mux(self.jump, self.target, self.pc + self.take)),
+            fetch.addr.eq(Mux(self.running, following, self.program.address)),
+            fetch.en.eq(1),
+            self.word.eq(fetch.data),
         ]
-        depth = Signal(range(LOOP_DEPTH + 1))
-        bodies = Array(Signal.like(pc, name=f"body{i}") for i in range(LOOP_DEPTH))
-        remaining = Array(Signal(32, name=f"remaining{i}") for i in range(LOOP_DEPTH))
+        m.d.sync += self.pc.eq(following)
+        with m.If(self.jump):
+            m.d.sync += self.over.eq(0)
+        with m.Elif(self.take & (self.pc == last)):
+            m.d.sync += self.over.eq(1)
 
-        queue_ready = Array(getattr(self, f"queue{unit}").ready for unit in UNITS)
-        send, unit = Signal(), Signal(4)
+    # ------------------------------------------------------------------------ queues
+
+    def _queues(self, m: Module) -> None:
+        """A word for `unit`: offered while `send`, gone when `sent`."""
+        ready = Array(getattr(self, f"queue{unit}").ready for unit in UNITS)
+        self.send, self.sent, self.unit = Signal(), Signal(), Signal(4)
         for number in UNITS:
             queue = getattr(self, f"queue{number}")
             m.d.comb += [
-                queue.valid.eq(send & (unit == number)),
-                queue.payload.eq(resolved),
+                queue.valid.eq(self.send & (self.unit == number)),
+                queue.payload.eq(Mux(self.first, self.word, self.resolved)),
             ]
-        sent = Signal()
-        m.d.comb += sent.eq(send & queue_ready[unit])
-        first = data.View(HEADER, word)
-        code0 = word[:8]
-        clearing = Signal(range(REGISTERS))
+        m.d.comb += [
+            self.sent.eq(self.send & ready[self.unit]),
+            self.moving.eq(self.running & ~(self.send & ~self.sent)),
+        ]
 
+    # ------------------------------------------------------------------------ the walk
+
+    def _fail(self, m: Module, code: ErrorCode) -> None:
+        m.d.sync += [self.error.eq(1), self.code.eq(code), self.running.eq(0)]
+        m.next = "idle"
+
+    def _states(self, m: Module) -> None:
+        clearing, at = Signal(range(REGISTERS)), Signal.like(self.address)
+        m.d.comb += self.address.eq(Mux(self.first, self.pc, at))
+        m.d.sync += at.eq(self.address)
         with m.FSM():
             with m.State("idle"), m.If(self.start):
-                m.d.comb += [jump.eq(1), target.eq(self.entry)]
-                m.d.sync += [clearing.eq(0), self.running.eq(1), depth.eq(0),
-                             skipping.eq(0), self.error.eq(0)]  # fmt: skip
+                m.d.sync += [
+                    clearing.eq(0), self.depth.eq(0), self.skipping.eq(0), self.error.eq(0),
+                    at.eq(self.entry), self.running.eq(1),
+                ]  # fmt: skip
                 m.next = "clear"
+                with m.If(self.entry >= self._depths[0]):
+                    self._fail(m, ErrorCode.PROGRAM)
             with m.State("clear"):
-                m.d.comb += [write.en.eq(1), write.addr.eq(clearing), write.data.eq(0)]
+                m.d.comb += [
+                    self.jump.eq(1), self.target.eq(self.entry),
+                    self.write.en.eq(1), self.write.addr.eq(clearing), self.write.data.eq(0),
+                ]  # fmt: skip
                 with m.Switch(clearing):
                     for name in HOST_REGISTERS:
                         with m.Case(name):
-                            m.d.comb += write.data.eq(getattr(self, name.name.lower()))
+                            m.d.comb += self.write.data.eq(getattr(self, name.name.lower()))
                 m.d.sync += clearing.eq(clearing + 1)
                 with m.If(clearing == REGISTERS - 1):
                     m.next = "header"
             with m.State("header"):
-                scalar = Cat(code0 == c for c in scalars).any() & (known[code0] != 0)
-                m.d.comb += unit.eq(first.opcode)
-                with m.If(have & (known[code0] == 0)):
-                    m.d.sync += [self.error.eq(1), self.running.eq(0)]
-                    m.next = "idle"
-                with m.Elif(have):
-                    for number in UNITS:
-                        m.d.comb += getattr(self, f"queue{number}").payload.eq(word)
-                    m.d.comb += send.eq(~scalar & (skipping == 0))
-                    with m.If(scalar | (skipping != 0) | sent):
-                        m.d.comb += take.eq(1)
-                        m.d.sync += [
-                            header.eq(word), left.eq(counts[code0]), raw.eq(raws[code0]),
-                            index.eq(0),
-                        ]  # fmt: skip
-                        with m.If(scalar & (counts[code0] == 0)):
-                            m.next = "execute"
-                        with m.Elif(counts[code0] != 0):
-                            m.next = "operands"
-                        with m.Elif((code0 == _code("sys.halt")) & (skipping == 0)):
-                            m.d.sync += self.running.eq(0)
-                            m.next = "idle"
+                m.d.comb += self.first.eq(1)
+                self._header(m)
             with m.State("operands"):
-                scalar = Signal()
-                m.d.comb += [
-                    scalar.eq(Cat(code == c for c in scalars).any()),
-                    unit.eq(header.opcode),
-                    send.eq(have & ~scalar & (skipping == 0)),
-                ]
-                with m.If(have & (scalar | (skipping != 0) | sent)):
-                    m.d.comb += take.eq(1)
-                    m.d.sync += [
-                        left.eq(left - 1), raw.eq(raw >> 1), index.eq(1),
-                        operands[index].eq(resolved),
-                    ]  # fmt: skip
-                    with m.If(left == 1):
-                        m.next = "header"
-                        with m.If(scalar):
-                            m.next = "execute"
+                self._operands(m)
             with m.State("execute"):
-                self._execute(m, code, header, operands, write, param, skipping, depth, bodies,
-                              remaining, pc, jump, target)  # fmt: skip
-            with m.State("param"):
-                m.d.comb += [
-                    write.en.eq(header.flags[:5] != 0), write.addr.eq(header.flags[:5]),
-                    write.data.eq(param.data),
-                ]  # fmt: skip
                 m.next = "header"
-        return m
+                self._execute(m)
+            self._slow_results(m)
 
-    def _fetcher(self, m: Module, fetch: Any, pc: Any, word: Any, have: Any, take: Any, jump: Any,
-                 target: Any) -> None:  # fmt: skip
-        """Keeps `word` filled: the memory is read one word ahead of `pc`.
-
-        `pc` is the address of `word`; `take` consumes it, `jump` restarts at `target`.
-        """
-        following = Signal.like(pc)
+    def _header(self, m: Module) -> None:
+        counts, raws = Array([0] * 256), Array([0] * 256)
+        reserved = Array([0xFFFFFFFF] * 256)
+        for entry in INSTRUCTIONS:
+            code = _low(entry)
+            counts[code], reserved[code] = entry.words - 1, _reserved(entry)
+            raws[code] = sum(op.raw << i for i, op in enumerate(entry.operands))
+        code, scalar, live = self.word[:8], Signal(), Signal()
         m.d.comb += [
-            following.eq(Mux(jump, target, Mux(have & take, pc + 1, pc))),
-            fetch.addr.eq(following),
-            fetch.en.eq(1),
-            word.eq(fetch.data),
+            scalar.eq(Cat(code == _low(e) for e in INSTRUCTIONS if e.scalar).any()),
+            self.unit.eq(data.View(HEADER, self.word).opcode),
+            live.eq(~scalar & (self.skipping == 0)),
         ]
-        m.d.sync += [pc.eq(following), have.eq(1)]
+        with m.If(self.over):
+            self._fail(m, ErrorCode.PROGRAM)
+        with m.Elif((self.word & reserved[code]).any()):
+            self._fail(m, ErrorCode.INSTRUCTION)
+        with m.Else():
+            m.d.comb += self.send.eq(live)
+            with m.If(~live | self.sent):
+                m.d.comb += self.take.eq(1)
+                m.d.sync += [
+                    self.header.eq(self.word), self.left.eq(counts[code]),
+                    self.raw.eq(raws[code]), self.index.eq(0),
+                ]  # fmt: skip
+                with m.If(counts[code] != 0):
+                    m.next = "operands"
+                with m.Elif(scalar):
+                    m.next = "execute"
+                with m.Elif((code == _code("sys.halt")) & live):
+                    m.d.sync += self.running.eq(0)
+                    m.next = "idle"
 
-    def _execute(self, m: Module, code: Any, header: Any, operands: Any, write: Any, param: Any,
-                 skipping: Any, depth: Any, bodies: Any, remaining: Any, pc: Any, jump: Any,
-                 target: Any) -> None:  # fmt: skip
+    def _operands(self, m: Module) -> None:
+        scalar, live = Signal(), Signal()
+        m.d.comb += [
+            scalar.eq(Cat(self.code_now == _low(e) for e in INSTRUCTIONS if e.scalar).any()),
+            live.eq(~scalar & (self.skipping == 0)),
+            self.unit.eq(self.header.opcode),
+            self.send.eq(live & ~self.over),
+        ]
+        with m.If(self.over):
+            self._fail(m, ErrorCode.PROGRAM)
+        with m.Elif(~live | self.sent):
+            m.d.comb += self.take.eq(1)
+            m.d.sync += [
+                self.left.eq(self.left - 1), self.raw.eq(self.raw >> 1), self.index.eq(1),
+                self.operands[self.index].eq(self.resolved),
+            ]  # fmt: skip
+            with m.If(self.left == 1):
+                m.next = "header"
+                with m.If(scalar):
+                    m.next = "execute"
+
+    # ------------------------------------------------------------------------ scalars
+
+    def _set(self, m: Module, value: Any) -> None:
+        register = self.header.flags[:REGISTER_BITS]
+        m.d.comb += [
+            self.write.en.eq(register != 0), self.write.addr.eq(register),
+            self.write.data.eq(value),
+        ]  # fmt: skip
+
+    def _execute(self, m: Module) -> None:
         """One scalar instruction; while a loop is skipped only its nesting counts."""
-        a, b = operands[0].as_signed(), operands[1].as_signed()
-        top = Signal.like(depth)
-        m.d.comb += top.eq(depth - 1)
-        m.next = "header"
+        a, b = self.operands[0].as_signed(), self.operands[1].as_signed()
+        skipping = self.skipping
         with m.If(skipping != 0):
-            with m.If(code == _code("sys.loop")):
+            with m.If(self.code_now == _code("sys.loop")):
                 m.d.sync += skipping.eq(skipping + 1)
-            with m.Elif(code == _code("sys.end")):
+            with m.Elif(self.code_now == _code("sys.end")):
                 m.d.sync += skipping.eq(skipping - 1)
-        with m.Else(), m.Switch(code):
+        with m.Else(), m.Switch(self.code_now):
             for name, result in (
                 ("sys.add", a + b), ("sys.sub", a - b), ("sys.min", Mux(a < b, a, b)),
-                ("sys.max", Mux(a > b, a, b)), ("sys.shr", a >> operands[1][:5]),
-                ("sys.mul", a * b),
+                ("sys.max", Mux(a > b, a, b)), ("sys.shr", a >> self.operands[1][:5]),
             ):  # fmt: skip
                 with m.Case(_code(name)):
-                    m.d.comb += [
-                        write.en.eq(header.flags[:5] != 0), write.addr.eq(header.flags[:5]),
-                        write.data.eq(result),
-                    ]  # fmt: skip
+                    self._set(m, result)
+            with m.Case(_code("sys.mul")):
+                m.next = "multiply"
             with m.Case(_code("sys.param")):
-                m.d.comb += [param.addr.eq(operands[0]), param.en.eq(1)]
+                m.d.comb += [self.param.addr.eq(self.operands[0]), self.tables.ready.eq(0)]
                 m.next = "param"
+                with m.If(self.operands[0] >= self._depths[1]):
+                    self._fail(m, ErrorCode.PROGRAM)
             with m.Case(_code("sys.loop")):
-                with m.If(a <= 0):
-                    m.d.sync += skipping.eq(1)
-                with m.Elif(depth == LOOP_DEPTH):
-                    m.d.sync += [self.error.eq(1), self.running.eq(0)]
-                    m.next = "idle"
-                with m.Else():
-                    m.d.sync += [
-                        bodies[depth].eq(pc), remaining[depth].eq(operands[0]),
-                        depth.eq(depth + 1),
-                    ]  # fmt: skip
+                self._loop(m, a)
             with m.Case(_code("sys.end")):
-                with m.If(depth == 0):
-                    m.d.sync += [self.error.eq(1), self.running.eq(0)]
-                    m.next = "idle"
-                with m.Elif(remaining[top] == 1):
-                    m.d.sync += depth.eq(top)
-                with m.Else():
-                    m.d.comb += [jump.eq(1), target.eq(bodies[top])]
-                    m.d.sync += remaining[top].eq(remaining[top] - 1)
+                self._end(m)
+
+    def _loop(self, m: Module, count: Any) -> None:
+        with m.If(count <= 0):
+            m.d.sync += self.skipping.eq(1)
+        with m.Elif(self.depth == LOOP_DEPTH):
+            self._fail(m, ErrorCode.LOOP)
+        with m.Else():
+            m.d.sync += [
+                self.bodies[self.depth].eq(self.pc),
+                self.remaining[self.depth].eq(self.operands[0]),
+                self.depth.eq(self.depth + 1),
+            ]
+
+    def _end(self, m: Module) -> None:
+        top = Signal.like(self.depth)
+        m.d.comb += top.eq(self.depth - 1)
+        with m.If(self.depth == 0):
+            self._fail(m, ErrorCode.LOOP)
+        with m.Elif(self.remaining[top] == 1):
+            m.d.sync += self.depth.eq(top)
+        with m.Else():
+            m.d.comb += [self.jump.eq(1), self.target.eq(self.bodies[top])]
+            m.d.sync += self.remaining[top].eq(self.remaining[top] - 1)
+
+    def _slow_results(self, m: Module) -> None:
+        """Parameters and products; the product's registers become those of DSPs."""
+        with m.State("param"):
+            self._set(m, self.param.data)
+            m.next = "header"
+        product: Any = self.operands[0] * self.operands[1]
+        for k in range(MUL_CYCLES):
+            stage = Signal(32, name=f"product_{k}", reset_less=True)
+            m.d.sync += stage.eq(product)
+            product = stage
+        step = Signal(MUL_CYCLES)
+        m.d.sync += step.eq(0)
+        with m.State("multiply"):
+            m.d.sync += step.eq(Cat(Const(1, 1), step))
+            with m.If(step[-1]):
+                self._set(m, product)
+                m.d.sync += step.eq(0)
+                m.next = "header"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,19 +20,21 @@ class Semaphores(wiring.Component):
     Members
     -------
     units : In, one semaphore port a unit, in the order of `spec.isa.Unit`.
+    missing0, missing1, ... : Out, for each, the units that owe it a token that it waits for.
     clear : In, forgets all tokens (start of a run).
     overflow : Out, sticky: a counter would have passed 255, the program is wrong.
     """
 
     def __init__(self) -> None:
         ports = {f"unit{unit}": In(semaphore_signature) for unit in UNITS}
-        super().__init__({**ports, "clear": In(1), "overflow": Out(1)})
+        absent = {f"missing{unit}": Out(len(UNITS)) for unit in UNITS}
+        super().__init__({**ports, **absent, "clear": In(1), "overflow": Out(1)})
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         ports = [getattr(self, f"unit{unit}") for unit in UNITS]
         for unit in UNITS:
-            port, missing = ports[unit], []
+            port, missing = ports[unit], getattr(self, f"missing{unit}")
             for other in UNITS:
                 if other == unit:
                     continue
@@ -50,6 +52,6 @@ class Semaphores(wiring.Component):
                         m.d.sync += [count.eq(count), self.overflow.eq(1)]
                 with m.Elif(taken & ~given):
                     m.d.sync += count.eq(count - 1)
-                missing.append(port.wait[other] & (count == 0))
-            m.d.comb += port.granted.eq(port.waiting & ~Cat(missing).any())
+                m.d.comb += missing[other].eq(port.waiting & port.wait[other] & (count == 0))
+            m.d.comb += port.granted.eq(port.waiting & ~missing.any())
         return m

@@ -23,8 +23,8 @@ from enum import IntEnum
 from flightllm.spec.errors import InputError, VerifyError
 
 __all__ = [
-    "INSTRUCTIONS", "Instruction", "Operand", "Register", "Unit", "UNITS", "by_name", "find",
-    "verify_table",
+    "INSTRUCTIONS", "Instruction", "LOOP_DEPTH", "Operand", "QUEUE_DEPTH", "Register", "Unit",
+    "UNITS", "by_name", "find", "verify_table",
 ]  # fmt: skip
 
 
@@ -60,6 +60,10 @@ REGISTERS = 32
 REGISTER_BITS = 5
 FLAG_BITS = 12
 IMMEDIATE_BITS = 27
+LOOP_DEPTH = 6
+"""Loops inside each other at most."""
+QUEUE_DEPTH = 16
+"""Instructions that wait for a unit at most; then the dispatcher waits."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class ErrorCode(IntEnum):
     WRITE = 8
     WATCHDOG = 9
     ABORTED = 10
+    TOKENS = 11
 
 
 _ERRORS = {
@@ -67,6 +68,7 @@ _ERRORS = {
     ErrorCode.WRITE: "a memory channel answered a write with an error",
     ErrorCode.WATCHDOG: "nothing moved for WATCHDOG cycles; see WAITS for what each unit waits for",
     ErrorCode.ABORTED: "the host wrote abort",
+    ErrorCode.TOKENS: "a unit owes another more than 255 tokens",
 }
 
 

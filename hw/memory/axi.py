@@ -11,7 +11,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 __all__ = [
-    "BURST_BEATS", "Splitter", "named_ports", "read_channel", "tie_constants", "write_channel",
+    "BURST_BEATS", "Splitter", "channel_signature", "named_ports", "read_channel", "tie_constants",
+    "write_channel",
 ]  # fmt: skip
 
 BURST_BEATS = 16
@@ -48,6 +49,12 @@ def write_channel(beat_bytes: int, address_bits: int) -> Any:
         "wready": In(1),
         "bid": In(1), "bresp": In(2), "bvalid": In(1), "bready": Out(1),
     })  # fmt: skip
+
+
+def channel_signature(beat_bytes: int, address_bits: int) -> Any:
+    """A master's five channels."""
+    parts = (read_channel(beat_bytes, address_bits), write_channel(beat_bytes, address_bits))
+    return wiring.Signature({name: kind for part in parts for name, kind in part.members.items()})
 
 
 def tie_constants(m: Module, axi: Any, prefix: str, beat_bytes: int) -> None:

@@ -25,11 +25,12 @@ class _Control(wiring.Component):
     -------
     queue, semaphores, f_read, f_write : see `LoadUnit`.
     requests : Out, stream of `ChannelPart`. vector : Out, they are for vectors.
-    beats : In, a stream a channel. busy : Out.
+    beats : In, a stream a channel. busy : Out. stalled, hungry, outside : Out, see `LoadUnit`.
     """
 
-    def __init__(self, channels: int, beat_bytes: int, lanes: int) -> None:
+    def __init__(self, channels: int, beat_bytes: int, lanes: int, channel_bytes: int) -> None:
         self._channels, self._beat, self._lanes = channels, beat_bytes, lanes
+        self._limit = channel_bytes // ALIGN
         super().__init__({
             "queue": In(stream.Signature(32)),
             "semaphores": Out(semaphore_signature),
@@ -38,7 +39,7 @@ class _Control(wiring.Component):
             "requests": Out(stream.Signature(ChannelPart(channels))),
             "vector": Out(1),
             "beats": In(stream.Signature(8 * beat_bytes)).array(channels),
-            "busy": Out(1),
+            **dict.fromkeys(("busy", "stalled", "hungry", "outside"), Out(1)),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -69,7 +70,10 @@ class _Control(wiring.Component):
             vectors.go.eq(front.start & is_vector),
             self.vector.eq(is_vector),
             self.busy.eq(~front.idle),
-        ]
+            self.hungry.eq(
+                front.busy & is_vector & ~Cat(port.valid for port in self.beats).any()
+            ),
+        ]  # fmt: skip
         self._send(m, plan, vectors, address)
         nothing = Signal()
         m.d.sync += nothing.eq(front.start & ~is_stream & ~is_vector)
@@ -81,21 +85,26 @@ class _Control(wiring.Component):
     def _send(self, m: Module, plan: Any, vectors: Any, address: Value) -> None:
         """Requests of the stream plan or of the vectors; only one of them has any."""
         request, size = self.requests, (ALIGN // self._beat).bit_length() - 1
+        wanted, payload = Signal(), request.payload
+        end = payload.address + ((payload.beats + (1 << size) - 1) >> size)
         m.d.comb += [
+            self.outside.eq(wanted & (end > self._limit)),
+            request.valid.eq(wanted & ~self.outside),
+            self.stalled.eq(request.valid & ~request.ready),
             vectors.requests.ready.eq(request.ready),
             plan.next.eq(plan.planned & (request.ready | (plan.size == 0))),
         ]
         with m.If(self.vector):
             m.d.comb += [
                 request.payload.eq(vectors.requests.payload),
-                request.valid.eq(vectors.requests.valid),
+                wanted.eq(vectors.requests.valid),
             ]
         with m.Else():
             m.d.comb += [
                 request.payload.channel.eq(plan.channel),
                 request.payload.address.eq(address + plan.offset),
                 request.payload.beats.eq(plan.size << size),
-                request.valid.eq(plan.planned & (plan.size != 0)),
+                wanted.eq(plan.planned & (plan.size != 0)),
             ]
 
 
@@ -108,8 +117,7 @@ class LoadUnit(wiring.Component):
     Parameters
     ----------
     channels, beat_bytes : of the core. lanes : words of an access to F.
-    prefetch_bytes : of a channel's weight FIFO.
-    address_bits : of a byte address in a channel.
+    prefetch_bytes : of a channel's weight FIFO. channel_bytes : memory of a channel.
     vector_beats : depth of a channel's FIFO for vectors. outstanding : bursts under way a channel.
 
     Members
@@ -120,7 +128,10 @@ class LoadUnit(wiring.Component):
     axi : Out, a read channel each.
     abort : In, a pulse drops everything; the bus is drained, instructions after it wait for that.
     busy : Out, an instruction runs or waits. idle : Out, none does, and the bus is quiet.
+    stalled : Out, a request waits for a channel. hungry : Out, vectors wait for data.
     error : Out, one bit a channel, sticky until abort: an error response.
+    outside : Out, a pulse: an address lies outside the channel; nothing is asked for there.
+    requested : Out, the channel of that request.
     """
 
     def __init__(
@@ -129,11 +140,12 @@ class LoadUnit(wiring.Component):
         beat_bytes: int,
         lanes: int,
         prefetch_bytes: int,
-        address_bits: int = 32,
+        channel_bytes: int = 1 << 32,
         vector_beats: int = 32,
         outstanding: int = 16,
     ) -> None:
         self._channels, self._beat, self._lanes = channels, beat_bytes, lanes
+        self._bytes, address_bits = channel_bytes, (channel_bytes - 1).bit_length()
         self._master = (beat_bytes, address_bits, prefetch_bytes // beat_bytes, vector_beats,
                         outstanding)  # fmt: skip
         super().__init__({
@@ -144,14 +156,14 @@ class LoadUnit(wiring.Component):
             "weights": Out(stream.Signature(8 * beat_bytes)).array(channels),
             "axi": Out(read_channel(beat_bytes, address_bits)).array(channels),
             "abort": In(1),
-            "busy": Out(1),
-            "idle": Out(1),
+            **dict.fromkeys(("busy", "idle", "stalled", "hungry", "outside"), Out(1)),
+            "requested": Out(range(max(channels, 2))),
             "error": Out(channels),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        control = _Control(self._channels, self._beat, self._lanes)
+        control = _Control(self._channels, self._beat, self._lanes, self._bytes)
         m.submodules.control = ResetInserter(self.abort)(control)
         masters = [ReadMaster(*self._master) for _ in range(self._channels)]
         for name in ("semaphores", "f_read", "f_write"):
@@ -177,8 +189,10 @@ class LoadUnit(wiring.Component):
             request.ready.eq(
                 Array([master.i.ready for master in masters])[request.payload.channel]
             ),
-            self.busy.eq(control.busy),
+            *(getattr(self, name).eq(getattr(control, name))
+              for name in ("busy", "stalled", "hungry", "outside")),
             self.idle.eq(~control.busy & Cat(master.idle for master in masters).all()),
             self.error.eq(Cat(master.error for master in masters)),
+            self.requested.eq(request.payload.channel),
         ]
         return m

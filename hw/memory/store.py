@@ -29,13 +29,14 @@ class _Control(wiring.Component):
     -------
     queue, semaphores, f_read, a_read : see `StoreUnit`.
     commands, beats : Out, streams for a master each. written : In, every response has come.
-    busy : Out.
+    busy : Out. settling, outside, requested : Out, see `StoreUnit`.
     """
 
-    def __init__(self, channels: int, beat_bytes: int, address_bits: int, lanes: int,
+    def __init__(self, channels: int, beat_bytes: int, channel_bytes: int, lanes: int,
                  window: int) -> None:  # fmt: skip
         self._channels, self._shape = channels, (channels, beat_bytes, lanes)
-        self._pipe = StorePipe(channels, beat_bytes, address_bits, lanes, window)
+        self._pipe = StorePipe(channels, beat_bytes, channel_bytes, lanes, window)
+        address_bits = self._pipe.address_bits
         super().__init__({
             "queue": In(stream.Signature(32)),
             "semaphores": Out(semaphore_signature),
@@ -46,7 +47,8 @@ class _Control(wiring.Component):
             ).array(channels),
             "beats": Out(stream.Signature(WriteBeat(beat_bytes))).array(channels),
             "written": In(1),
-            "busy": Out(1),
+            **dict.fromkeys(("busy", "settling", "outside"), Out(1)),
+            "requested": Out(range(max(channels, 2))),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -93,6 +95,9 @@ class _Control(wiring.Component):
         m.d.comb += [
             front.done.eq(waiting & pipe.empty & self.written),
             self.busy.eq(~front.idle),
+            self.settling.eq(waiting),
+            self.outside.eq(pipe.outside),
+            self.requested.eq(pipe.requested),
         ]
         return m
 
@@ -113,7 +118,7 @@ class StoreUnit(wiring.Component):
     ----------
     channels, beat_bytes : of the core. lanes : words of an access to F.
     window : bytes of a read of A, at least a beat.
-    address_bits : of a byte address in a channel. outstanding : bursts under way a channel.
+    channel_bytes : memory of a channel. outstanding : bursts under way a channel.
 
     Members
     -------
@@ -123,13 +128,16 @@ class StoreUnit(wiring.Component):
     abort : In, a pulse drops everything; bursts that were begun end with empty strobes,
         instructions after it wait for that.
     busy : Out, an instruction runs or waits. idle : Out, none does, and the bus is quiet.
+    settling : Out, everything is sent, responses are missing.
     error : Out, one bit a channel, sticky until abort: an error response.
+    outside : Out, a pulse: an address lies outside the channel; nothing is written there.
+    requested : Out, the channel of that transfer.
     """
 
     def __init__(self, channels: int, beat_bytes: int, lanes: int, window: int,
-                 address_bits: int = 32, outstanding: int = 16) -> None:  # fmt: skip
-        self._channels = channels
-        self._control = _Control(channels, beat_bytes, address_bits, lanes, window)
+                 channel_bytes: int = 1 << 32, outstanding: int = 16) -> None:  # fmt: skip
+        self._channels, address_bits = channels, (channel_bytes - 1).bit_length()
+        self._control = _Control(channels, beat_bytes, channel_bytes, lanes, window)
         self._master = (beat_bytes, address_bits, outstanding)
         super().__init__({
             "queue": In(stream.Signature(32)),
@@ -138,8 +146,8 @@ class StoreUnit(wiring.Component):
             "a_read": Out(window_port(window)),
             "axi": Out(write_channel(beat_bytes, address_bits)).array(channels),
             "abort": In(1),
-            "busy": Out(1),
-            "idle": Out(1),
+            **dict.fromkeys(("busy", "idle", "settling", "outside"), Out(1)),
+            "requested": Out(range(max(channels, 2))),
             "error": Out(channels),
         })  # fmt: skip
 
@@ -160,7 +168,8 @@ class StoreUnit(wiring.Component):
         quiet = Cat(master.idle for master in masters).all()
         m.d.comb += [
             control.written.eq(quiet),
-            self.busy.eq(control.busy),
+            *(getattr(self, name).eq(getattr(control, name))
+              for name in ("busy", "settling", "outside", "requested")),
             self.idle.eq(~control.busy & quiet),
             self.error.eq(Cat(master.error for master in masters)),
         ]

@@ -26,7 +26,7 @@ class StorePipe(wiring.Component):
 
     Parameters
     ----------
-    channels, beat_bytes, address_bits : of the core. lanes : words of an access to F.
+    channels, beat_bytes, channel_bytes : of the core. lanes : words of an access to F.
     window : bytes of a read of A, at least a beat.
 
     Members
@@ -34,13 +34,17 @@ class StorePipe(wiring.Component):
     jobs : In. f_read, a_read : Out, ports of the buffers.
     commands, beats : Out, streams for a write master each.
     empty : Out, no beat is under way.
+    outside : Out, a pulse: a transfer outside the channel is dropped; `empty` never comes again.
+    requested : Out, the channel of that transfer.
     """
 
-    def __init__(self, channels: int, beat_bytes: int, address_bits: int, lanes: int,
+    def __init__(self, channels: int, beat_bytes: int, channel_bytes: int, lanes: int,
                  window: int) -> None:  # fmt: skip
         if window < beat_bytes:
             raise ValueError(f"StorePipe window must be at least a beat, not {window!r}")
         self._channels, self._beat, self._lanes = channels, beat_bytes, lanes
+        self._limit = channel_bytes // UNIT
+        self.address_bits = address_bits = (channel_bytes - 1).bit_length()
         self._job = StoreJob(channels, beat_bytes, lanes)
         self._command = WriteCommand(beat_bytes, address_bits)
         self._entry = data.StructLayout({
@@ -56,6 +60,8 @@ class StorePipe(wiring.Component):
             "commands": Out(stream.Signature(self._command)).array(channels),
             "beats": Out(stream.Signature(WriteBeat(beat_bytes))).array(channels),
             "empty": Out(1),
+            "outside": Out(1),
+            "requested": Out(range(max(channels, 2))),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -64,9 +70,12 @@ class StorePipe(wiring.Component):
         entry = data.View(self._entry, done.r_data)
         pop, room = Signal(), Signal(range(BEATS + 1), init=BEATS)
         valid, job = self._read(m, room != 0)
-        new = Signal(self._entry)
+        new, size = Signal(self._entry), (self._beat // UNIT).bit_length() - 1
+        end = job.address + (job.beats << size)
         m.d.comb += [
-            done.w_en.eq(valid & job.whole),
+            self.outside.eq(valid & job.whole & new.begin & (end > self._limit)),
+            self.requested.eq(job.channel),
+            done.w_en.eq(valid & job.whole & ~self.outside),
             done.w_data.eq(new),
             new.begin.eq(self._begin(m, valid, job)),
             new.channel.eq(job.channel),

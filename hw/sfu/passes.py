@@ -135,12 +135,15 @@ class Pass(wiring.Component):
         place, left = Signal(32), Signal(32)
         active, second = Signal(), Signal()
         rope = (self.kind == PassKind.ROPE) & self.turn
-        go = Signal()
+        go, inside = Signal(), Signal()
+        single = _one_of(self.kind, (PassKind.RELU, PassKind.GELU, PassKind.LEVELS))
+        uses_y = Mux(self.kind == PassKind.ROPE, self.turn, ~self.unit_y & ~single)
         m.d.comb += [
             go.eq(active & (left != 0)),
-            self.read_x.en.eq(go),
+            inside.eq(go & (place < self.n)),  # behind it only zeros are written
+            self.read_x.en.eq(inside & (self.kind != PassKind.LEVELS)),
             self.read_x.addr.eq(self.x + place),
-            self.read_y.en.eq(go),
+            self.read_y.en.eq(inside & uses_y),
             self.read_y.addr.eq(self.y + place),
             issued.valid.eq(go & (~rope | second)),
             issued.last.eq(left <= self.lanes),

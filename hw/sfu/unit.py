@@ -379,7 +379,7 @@ class SpecialFunctionUnit(wiring.Component):
             m.next = "list_fetch"
         with m.State("list_fetch"):
             m.d.comb += [
-                self.read_x.en.eq(1),
+                self.read_x.en.eq(self.index < count),
                 self.read_x.addr.eq(base + Mux(merging, self.index << 1, self.index)),
             ]
             m.d.sync += [self.wait.eq(READ_LATENCY - 1), lane.eq(0)]

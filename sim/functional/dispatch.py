@@ -13,11 +13,10 @@ import numpy as np
 from flightllm.spec.encoding import Op, bits_float, decode
 from flightllm.spec.errors import VerifyError
 from flightllm.spec.image import CoreCode
-from flightllm.spec.isa import REGISTERS, Instruction, Unit
+from flightllm.spec.isa import LOOP_DEPTH, REGISTERS, Instruction, Unit
 
 __all__ = ["Dispatcher", "Step", "decode_steps", "wrap"]
 
-LOOP_DEPTH = 6
 HALF, WORD = 1 << 31, 0xFFFFFFFF
 
 

@@ -23,13 +23,10 @@ from flightllm.sim.functional.core import CoreState
 from flightllm.sim.functional.dispatch import Dispatcher, Step
 from flightllm.spec.errors import FlightError, VerifyError
 from flightllm.spec.image import Program
-from flightllm.spec.isa import INSTRUCTIONS, UNITS, Unit
+from flightllm.spec.isa import INSTRUCTIONS, QUEUE_DEPTH, UNITS, Unit
 from flightllm.spec.trace import TraceRecord
 
-__all__ = ["HANDLERS", "Machine", "QUEUE_DEPTH", "Tracer"]
-
-QUEUE_DEPTH = 16
-"""Instructions that wait for a unit at most; then the dispatcher waits."""
+__all__ = ["HANDLERS", "Machine", "Tracer"]
 
 Tracer = Callable[[TraceRecord], None]
 

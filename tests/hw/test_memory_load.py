@@ -124,7 +124,7 @@ def compare(shape: tuple[int, int, int], stall: float, seed: int, count: int = 1
         if op.kind.name == "ld.stream":
             for mine, more in zip(beats, expected_beats(op, data, beat)):
                 mine += more
-    dut = LoadUnit(channels, beat, lanes, 1024 if beat < 64 else 2048, address_bits=20)
+    dut = LoadUnit(channels, beat, lanes, 1024 if beat < 64 else 2048, channel_bytes=1 << 20)
     memory = AxiMemory(data, dut.axi, latency=7, stall=stall / 2, seed=seed)
     bench = UnitBench(dut, memory, f, None, stall, seed)
 
@@ -218,7 +218,7 @@ def test_abort_then_run_again(abort_at: int) -> None:
     rng = np.random.default_rng(abort_at)
     data = rng.integers(0, 256, (2, BASE + SIZE), np.uint8)
     f = np.zeros(F_WORDS, np.uint32)
-    dut = LoadUnit(2, 16, 8, 1024, address_bits=20)
+    dut = LoadUnit(2, 16, 8, 1024, channel_bytes=1 << 20)
     memory = AxiMemory(data, dut.axi, latency=20, stall=0.2, seed=1)
     bench = UnitBench(dut, memory, f, None, 0.1, 2)
     fmt = MatrixFormat(4, 32)

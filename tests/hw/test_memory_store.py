@@ -92,7 +92,7 @@ def compare(shape: tuple[int, int, int, int], stall: float, seed: int, count: in
     ops = [MAKERS[names[i % len(names)]](rng, channels) for i in range(count)]
     ops.insert(2, Op.make("st.nop"))
     data = np.zeros((channels, BASE + SIZE + 64), np.uint8)
-    dut = StoreUnit(channels, beat, lanes, window, address_bits=20)
+    dut = StoreUnit(channels, beat, lanes, window, channel_bytes=1 << 20)
     memory = AxiMemory(data, writes=dut.axi, latency=6, stall=stall / 2, seed=seed)
     f, a = values.view(np.uint32).copy(), core.a.data.view(np.uint8).copy()
     bench = UnitBench(dut, memory, f, a, stall, seed)
@@ -115,7 +115,7 @@ def test_random_instructions(shape: tuple[int, int, int, int], stall: float) -> 
 
 def test_a_vector_takes_a_read_a_cycle() -> None:
     def run(n: int) -> int:
-        dut = StoreUnit(2, 16, 8, 64, address_bits=20)
+        dut = StoreUnit(2, 16, 8, 64, channel_bytes=1 << 20)
         memory = AxiMemory(np.zeros((2, 8192), np.uint8), writes=dut.axi, latency=6)
         bench = UnitBench(dut, memory, np.zeros(2048, np.uint32), np.zeros(64, np.uint8), 0, 0)
         op = Op.make("st.vec", addr=1, src=0, n=n, count=1, mstride=0, sstride=0)
@@ -127,7 +127,7 @@ def test_a_vector_takes_a_read_a_cycle() -> None:
 @pytest.mark.parametrize("abort_at", [18, 26, 33, 50])
 def test_abort_then_run_again(abort_at: int) -> None:
     data = np.zeros((2, 8192), np.uint8)
-    dut = StoreUnit(2, 16, 8, 64, address_bits=20)
+    dut = StoreUnit(2, 16, 8, 64, channel_bytes=1 << 20)
     memory = AxiMemory(data, writes=dut.axi, latency=9, stall=0.3, seed=abort_at)
     f = np.arange(1, 2049, dtype=np.uint32)
     bench = UnitBench(dut, memory, f, np.zeros(64, np.uint8), 0.1, 2)
@@ -157,7 +157,7 @@ def test_abort_then_run_again(abort_at: int) -> None:
 
 def test_a_window_holds_a_beat() -> None:
     with pytest.raises(ValueError, match="window must be at least a beat, not 32"):
-        StorePipe(2, 64, 20, 8, 32)
+        StorePipe(2, 64, 1 << 20, 8, 32)
 
 
 BUGS = [

@@ -1,0 +1,1 @@
+"""A core: dispatcher, queues, units and buffers joined, watched and counted."""
