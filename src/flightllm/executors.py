@@ -24,7 +24,18 @@ def _functional(config: HwConfig, choice: str, trace: Tracer | None) -> Device:
     return FunctionalDevice(config, seed=int(choice) if choice else None, trace=trace)
 
 
-EXECUTORS: dict[str, Callable[[HwConfig, str, Any], Device]] = {"functional": _functional}
+def _cycle(config: HwConfig, choice: str, trace: Tracer | None) -> Device:
+    """`cycle`, or `cycle:N` for an ideal memory that answers after N cycles."""
+    from flightllm.sim.cycle import CycleDevice
+
+    if choice and not choice.isdigit():
+        raise InputError(f"executor 'cycle:{choice}': {choice!r} is not a latency, a number")
+    return CycleDevice(config, trace=trace, latency=int(choice) if choice else None)
+
+
+EXECUTORS: dict[str, Callable[[HwConfig, str, Any], Device]] = {
+    "functional": _functional, "cycle": _cycle,
+}  # fmt: skip
 """What makes each device from a configuration, the text behind the colon, and a tracer."""
 
 

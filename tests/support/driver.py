@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flightllm.spec.device import read_row, write_row
+from flightllm.spec.device import RunResult, read_row, write_row
 from flightllm.spec.isa import Register
 
 
 class Driver:
-    """A loaded program on a device, one sequence."""
+    """A loaded program on a device, one sequence; `results` are those of all runs."""
 
     def __init__(self, device, program) -> None:
         self.device, self.program, self.length = device, program, 0
+        self.results: list[RunResult] = []
         device.load(program)
 
     def _tokens(self, ids: Sequence[int]) -> None:
@@ -37,8 +38,9 @@ class Driver:
         for at in range(0, len(ids), tile):
             part = ids[at : at + tile]
             self._tokens(part)
-            self.device.run("prefill", {Register.POS: self.length, Register.NTOK: len(part),
-                                        Register.LOGITS: len(part)})  # fmt: skip
+            self.results.append(self.device.run("prefill", {
+                Register.POS: self.length, Register.NTOK: len(part), Register.LOGITS: len(part),
+            }))  # fmt: skip
             self.length += len(part)
             out.append(self._logits(len(part)))
         return np.concatenate(out)
@@ -46,8 +48,9 @@ class Driver:
     def decode(self, token: int, steps: int = 1) -> np.ndarray:
         """Run `steps` greedy steps; the last one's logits, float32 [vocab]."""
         self._tokens([token])
-        self.device.run("decode", {Register.POS: self.length, Register.NTOK: 1,
-                                   Register.STEPS: steps, Register.LOGITS: 1})  # fmt: skip
+        self.results.append(self.device.run("decode", {
+            Register.POS: self.length, Register.NTOK: 1, Register.STEPS: steps, Register.LOGITS: 1,
+        }))  # fmt: skip
         self.length += steps
         return self._logits(1)[0]
 

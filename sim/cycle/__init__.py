@@ -1,0 +1,5 @@
+"""The cycle model: how long a program takes, unit by unit, on a configuration's hardware."""
+
+from flightllm.sim.cycle.device import CycleDevice
+
+__all__ = ["CycleDevice"]

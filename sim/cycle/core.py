@@ -1,0 +1,417 @@
+"""One core in time: its dispatcher, the queues and tokens of its units, and what each unit takes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flightllm.sim.cycle.memory import ChannelMemory, Stream, Transfer
+from flightllm.sim.cycle.stores import store_jobs
+from flightllm.sim.functional.dispatch import Dispatcher, Step
+from flightllm.sim.functional.matrices import format_of
+from flightllm.spec import timing
+from flightllm.spec.config import HwConfig
+from flightllm.spec.dram import DramTiming
+from flightllm.spec.errors import VerifyError
+from flightllm.spec.formats import ALIGN, row_shares
+from flightllm.spec.image import Program
+from flightllm.spec.isa import UNITS, Unit
+
+__all__ = ["CoreTime", "Started"]
+
+QUEUE_DEPTH = 16
+SHARED = ("sys.gather", "sys.barrier")
+
+
+@dataclass
+class Started:
+    """An instruction that a unit executes.
+
+    Members
+    -------
+    step, values : what it is. start : cycle of its start pulse. progress : state of one that is
+        worked on piece by piece. now : the cycle up to which that is done.
+    """
+
+    step: Step
+    values: list[int]
+    start: float
+    progress: Any = None
+    now: float = 0.0
+
+
+@dataclass
+class _Unit:
+    """A unit's queue.
+
+    Members
+    -------
+    queue : (step, operands, cycle of the last word at the queue). granted : cycle in which the
+        last instruction got its tokens. starts : of those that count for the queue's depth.
+    done : cycle in which the last one was done. running : the one that is not finished yet.
+    busy, executed : cycles between grant and done, instructions.
+    """
+
+    queue: deque[tuple[Step, list[int], float]] = field(default_factory=deque)
+    granted: float = -1e9
+    done: float = -1e9
+    starts: deque[float] = field(default_factory=deque)
+    dispatched: int = 0
+    running: Started | None = None
+    busy: float = 0.0
+    executed: int = 0
+
+
+class _TimedDispatcher(Dispatcher):
+    """Adds up what the scalar instructions take."""
+
+    _cycles = 0
+
+    def _scalar(self, step: Step) -> None:
+        before = self._next
+        super()._scalar(step)
+        self._cycles += timing.scalar_cycles(step.kind.name, step.kind.words)
+        if step.kind.name == "sys.loop" and self._next == step.match + 1 != before:
+            self._cycles += sum(
+                skipped.kind.words + skipped.scalar for skipped in self._steps[before : self._next]
+            )
+
+    def spend(self) -> int:
+        """Cycles since the last call."""
+        spent, self._cycles = self._cycles, 0
+        return spent
+
+
+class CoreTime:
+    """One core.
+
+    Parameters
+    ----------
+    program, number : whose. dram : of the memory, None for an ideal one of `latency` cycles.
+    """
+
+    def __init__(self, program: Program, number: int, dram: DramTiming | None,
+                 latency: int) -> None:  # fmt: skip
+        self.config: HwConfig = program.config
+        self.number, self.where = number, f"core {number}"
+        self.channels = self.config.channels[number]
+        self.dispatcher = _TimedDispatcher(program.cores[number], self.where)
+        self.memory = ChannelMemory(self.config, number, dram, latency)
+        self.engine = timing.engine_timing(self.config, number)
+        self.streams: deque[Stream] = deque()
+        self.handlers: dict[Unit, Callable[[Started, float], float | None]] = {
+            Unit.LD: self._load, Unit.ST: self._store, Unit.MM: self._matrix,
+            Unit.MV: self._matrix, Unit.MISC: self._misc, Unit.SYS: self._system,
+        }  # fmt: skip
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the state of the memory."""
+        self.units = [_Unit() for _ in UNITS]
+        self.tokens: list[list[deque[float]]] = [[deque() for _ in UNITS] for _ in UNITS]
+        self.halt: tuple[Step, float] | None = None
+        self.halted: float | None = None
+        self.blocked = False  # LD's instruction needs what the engine has not done yet
+        self.array = -1e9  # when the engine is free
+
+    def begin(self, entry: str, registers: Mapping[int, int], now: float) -> None:
+        """Start a run in cycle `now`."""
+        self.reset()
+        self.dispatcher.start(entry, registers)
+        self.clock = now + timing.RUN_START + timing.CLEAR
+
+    # ------------------------------------------------------------------------ dispatch
+
+    def dispatch(self) -> bool:
+        """Queue instructions as far as it is known when; whether there was one."""
+        moved = False
+        while self.halt is None:
+            step = self.dispatcher.peek()
+            self.clock += self.dispatcher.spend()
+            unit = self.units[step.unit]
+            if step.kind.name != "sys.halt" and not self._place(unit):
+                break
+            step, values = self.dispatcher.take()
+            self.clock += step.kind.words
+            unit.dispatched += 1
+            if step.kind.name == "sys.halt":
+                self.halt = step, self.clock - 1
+            else:
+                unit.queue.append((step, values, self.clock - 1))
+            moved = True
+        return moved
+
+    def _place(self, unit: _Unit) -> bool:
+        """Whether it is known when the unit's queue takes one more; the clock moves there."""
+        if unit.dispatched >= QUEUE_DEPTH:
+            if not unit.starts:
+                return False
+            self.clock = max(self.clock, unit.starts.popleft() + 1)
+        return True
+
+    # ------------------------------------------------------------------------ tokens
+
+    def ready(self, number: int) -> float | None:
+        """The cycle in which the unit's next instruction is granted, as far as this is known."""
+        unit = self.units[number]
+        if not unit.queue or unit.running is not None:
+            return None
+        step, _, word = unit.queue[0]
+        words = step.kind.words
+        at = max(word + timing.QUEUE_PASS + 1, unit.granted + words + 1, unit.done)
+        for other in step.wait:
+            given = self.tokens[number][other]
+            if not given:
+                return None
+            at = max(at, given[0] + 1)
+        if step.unit in (Unit.MM, Unit.MV) and step.kind.operands and not self.streams:
+            return None
+        return at
+
+    def start(self, number: int, at: float) -> Started:
+        """Take the unit's next instruction and its tokens."""
+        unit = self.units[number]
+        step, values, _ = unit.queue.popleft()
+        for other in step.wait:
+            self.tokens[number][other].popleft()
+        unit.granted = at
+        unit.starts.append(at + timing.GRANT)
+        unit.running = Started(step, values, at + timing.GRANT)
+        unit.running.now = unit.running.start
+        return unit.running
+
+    def work(self, number: int, limit: float) -> bool:
+        """Go on with what a unit executes, up to `limit` where it goes piece by piece; whether it
+        is done."""
+        unit = self.units[number]
+        running = unit.running
+        assert running is not None
+        done = self.handlers[running.step.unit](running, limit)
+        if done is None:
+            return False
+        self.finish(number, done)
+        return True
+
+    def finish(self, number: int, done: float) -> Started:
+        """Give the tokens of an instruction that is done."""
+        unit = self.units[number]
+        running = unit.running
+        assert running is not None
+        for other in running.step.release:
+            self.tokens[other][number].append(done)
+        unit.busy += done - unit.granted
+        unit.executed += 1
+        unit.done, unit.running = done, None
+        running.now = done
+        return running
+
+    def try_halt(self) -> bool:
+        """Halt when everything is done."""
+        if self.halt is None or self.halted is not None:
+            return False
+        step, word = self.halt
+        if any(unit.queue or unit.running for unit in self.units):
+            return False
+        given = [self.tokens[Unit.SYS][other] for other in step.wait]
+        if not all(given):
+            return False
+        at = max([word + timing.QUEUE_PASS + 1, *(t[0] + 1 for t in given)])
+        for tokens in given:
+            tokens.popleft()
+        quiet = max([unit.done for unit in self.units] + [at + timing.GRANT])
+        if self.streams:
+            raise VerifyError(f"{self.where}: halt with {len(self.streams)} unused matrices")
+        self.halted = quiet + 1
+        return True
+
+    def stuck(self) -> str:
+        """What the core's units wait for."""
+        waits = [
+            f"{UNITS[n].name} at word {unit.queue[0][0].address}"
+            for n, unit in enumerate(self.units)
+            if unit.queue
+        ]
+        return f"{self.where}: " + ", ".join(waits or ["the dispatcher"])
+
+    # ------------------------------------------------------------------------ LD
+
+    def _load(self, run: Started, limit: float) -> float | None:
+        name = run.step.kind.name
+        if name == "ld.nop":
+            return run.start + 1
+        if run.progress is None:
+            made = self._stream(run) if name == "ld.stream" else self._ask_rows(run)
+            if made is None:
+                return None
+            run.progress = made
+        if name == "ld.stream":
+            return float(run.progress)
+        done = self._rows_loaded(run)
+        return done
+
+    def _stream(self, run: Started) -> float | None:
+        addr, rows, kgroups, word, first, start = run.values
+        if rows == 0:
+            self.streams.append(Stream(0, 0, format_of(word), _nothing(self.channels),
+                                       np.zeros(self.channels, np.int64),
+                                       self.memory.pushed.copy()))  # fmt: skip
+            return run.start + 1
+        room = self.memory.room_for_command()
+        if room is None:
+            return None
+        fmt = format_of(word)
+        at = run.start + timing.stream_plan_cycles(fmt, rows, kgroups, first, start, self.channels)
+        accepted = np.empty(self.channels)
+        for c in range(self.channels):
+            at = max(at, room[c])
+            accepted[c] = at
+            at += 1
+        self.streams.append(
+            self.memory.stream(addr, rows, kgroups, fmt, first, start, accepted)
+        )
+        return float(at - 1)
+
+    def _ask_rows(self, run: Started) -> Any:
+        """Transfers of ld.vec or ld.gather, one a row; (share, transfers)."""
+        gather = run.step.kind.name == "ld.gather"
+        addr, _, n, count, mstride = run.values[:5]
+        size = 2 if "half" in run.step.flags else 4
+        shares = [b - a for a, b in row_shares(n, self.channels)]
+        beats = np.array([-(-share * size // self.memory.beat) for share in shares], np.int64)
+        at = run.start + timing.vector_setup(n)
+        transfers = []
+        for i in range(count):
+            if gather:
+                at += timing.gather_number_cycles(mstride)
+            address = np.full(self.channels, (addr + i * mstride) * ALIGN, np.int64)
+            asked = at + np.arange(self.channels, dtype=np.float64)
+            transfers.append(Transfer(address, beats, asked, False))
+            self.memory.add(transfers[-1])
+            at += self.channels
+        return shares, transfers
+
+    def _rows_loaded(self, run: Started) -> float | None:
+        """The beats' parts are written to F channel by channel, row by row."""
+        shares, transfers = run.progress
+        if transfers and not self.memory.vector(transfers[-1]):
+            return None
+        half = "half" in run.step.flags
+        width = min(self.config.sfu_lanes, self.memory.beat // (2 if half else 4))
+        at = run.start + timing.vector_setup(run.values[2])
+        for transfer in transfers:
+            for c, share in enumerate(shares):
+                parts = -(-share // width)
+                if not parts:
+                    at += 1
+                    continue
+                last = self.memory.arrival(transfer, c, int(transfer.beats[c]) - 1)
+                begun = self.memory.arrival(transfer, c, 0)
+                at = max(at + parts, begun + parts, last + 1)
+        return at + 2
+
+    # ------------------------------------------------------------------------ ST
+
+    def _store(self, run: Started, limit: float) -> float | None:
+        if run.step.kind.name == "st.nop":
+            return run.start + 1
+        if run.progress is None:
+            values = run.step.named(run.values)
+            jobs = store_jobs(run.step.kind.name, values, self.channels, self.memory.beat,
+                              self.config.sfu_lanes)  # fmt: skip
+            setup = timing.store_setup(run.step.kind.name, values, self.channels)
+            begin = run.start + setup
+            run.progress = [jobs.shifted(begin + timing.STORE_PIPE), 0, begin + jobs.length]
+            self.memory.answers[:] = -1e9
+        jobs, place, end = run.progress
+        place = self.memory.write(jobs.cycles, jobs.channels, jobs.addresses, jobs.sizes, place,
+                                  limit)  # fmt: skip
+        run.progress[1] = place
+        if place < len(jobs.cycles):
+            run.now = float(jobs.cycles[place])
+            return None
+        return float(max(end, self.memory.answers.max(initial=-1e9) + 1)) + 1
+
+    # ------------------------------------------------------------------------ MM, MV
+
+    def _matrix(self, run: Started, limit: float) -> float | None:
+        if not run.step.kind.operands:
+            return run.start + 1
+        if run.progress is None:
+            self._begin_matrix(run)
+            if run.progress is None:
+                return max(run.start, self.array) + 1
+        stream, shape, walk, closes = run.progress
+        self.blocked = False
+        while not self.memory.consume(stream, shape, walk, closes, limit):
+            run.now = float(walk[1])
+            if run.now > limit:
+                return None
+        done = float(walk[2] + self.engine.drain)
+        self.array = done
+        return done
+
+    def _begin_matrix(self, run: Started) -> None:
+        values = run.step.named(run.values)
+        stream, engine = self.streams.popleft(), self.engine
+        if (stream.rows, stream.kgroups) != (values["rows"], values["kgroups"]):
+            raise VerifyError(
+                f"{self.where}, word {run.step.address}: the matrix in the weight FIFO has "
+                f"{stream.rows} rows, not {values['rows']}"
+            )
+        if not stream.rows:
+            return
+        begin = max(run.start, self.array) + engine.start
+        made = timing.matrix_timing(stream.fmt, engine)
+        vectors = values.get("n1", 1) * values["n2"]
+        batches = -(-vectors // engine.cells)
+        windows = -(-stream.fmt.group // (2 * engine.k_lanes))
+        fill = vectors * windows
+        epilogue = (vectors + made.emit) * engine.channels * engine.parts
+        beat_slices = max(1, engine.beat_bytes * made.slices // max(made.pair_bytes, 1))
+        # The ring and the decode unit's pipeline hold beats whose steps are still to come.
+        held = 4 * engine.beat_bytes * made.slices / made.pair_bytes + engine.slice
+        ahead = held * batches
+        kind = 2 if stream.fmt.whole else 1 if stream.fmt.cyclic else 0
+        groups = 1 if stream.fmt.cyclic else stream.kgroups
+        distance = engine.distance if made.scaled else engine.integer_distance
+        result = engine.result + (engine.late if made.minima else 0)
+        table = engine.table if stream.fmt.table else 0
+        shape = np.array([
+            0, groups, kind, made.header, made.chunk, made.pair_bytes, made.slices, batches, fill,
+            distance, epilogue, result, engine.slice + (beat_slices - 1) * batches, beat_slices,
+            ahead,
+        ], np.float64)  # fmt: skip
+        first = begin + 3 + timing.READ_LATENCY + fill  # the first group's windows are there
+        fetched = begin + 1 + vectors + timing.READ_LATENCY  # the vectors' scales, rows' places
+        ready = max(fetched, begin + 1 + engine.channels)
+        walk = np.array([0, first - 1, ready - 1, 0, 0, begin + engine.beats + table], np.float64)
+        run.progress = stream, shape, walk, np.zeros(2)
+
+    # ------------------------------------------------------------------------ MISC, SYS
+
+    def _misc(self, run: Started, limit: float) -> float | None:
+        cycles = timing.misc_cycles(run.step.kind.name, run.step.flags,
+                                    run.step.named(run.values), self.config.sfu_lanes)  # fmt: skip
+        return run.start + cycles
+
+    def _system(self, run: Started, limit: float) -> float | None:
+        if run.step.kind.name in SHARED and self.config.cores > 1:
+            return None
+        return run.start + 1
+
+    def messages(self, step: Step, values: Sequence[int]) -> int:
+        """Messages of a core's slice at a gather."""
+        if step.kind.name != "sys.gather":
+            return 0
+        _, n, n1, _ = values
+        return n1 * -(-n // self.config.sfu_lanes)
+
+
+def _nothing(channels: int) -> Transfer:
+    zeros = np.zeros(channels, np.int64)
+    return Transfer(zeros, zeros, np.zeros(channels), True)
+

@@ -1,0 +1,252 @@
+"""Compiled inner loops of the cycle model: bursts from memory, and the matrix engine's walk.
+
+Times are core cycles in float64 (memory adds in nanoseconds, as `spec.dram` does). All loops run
+over bursts and over groups of at most eight row pairs, never over cycles or beats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from flightllm.spec.timing import BURST_BEATS, FIFO_PASS, LATE_REQUEST, OUTSTANDING
+
+__all__ = ["MEMORY", "access", "consume", "issue", "store"]
+
+BUS, RESUMED, REFRESHES, GROUP, WRITING = range(5)
+"""Places in a channel's memory state."""
+LAST_ISSUE, LAST_BEAT, COUNT = range(3)
+"""Places in a master's state: cycle of the last request, of the last beat, bursts so far."""
+NEXT_BURST, ISSUED, POINTER, RECORDS = range(4)
+"""Places in a channel's counts: burst of the stream, beats asked for, place in the history, its
+length."""
+MEMORY = (
+    "hit", "activate", "precharge", "row_cycle", "write_to_read", "read_to_write",
+    "refresh_interval", "refresh", "bytes_per_ns", "banks", "row_bytes", "granule", "groups",
+    "same_group",
+)  # fmt: skip
+"""Fields of `DramTiming`, in the order in which the kernels take them."""
+(HIT, ACTIVATE, PRECHARGE, ROW_CYCLE, TO_READ, TO_WRITE, INTERVAL, REFRESH, RATE, BANKS, ROW_BYTES,
+ GRANULE, GROUPS, SAME_GROUP) = range(len(MEMORY))  # fmt: skip
+
+
+@njit(cache=True)
+def access(t: Any, now: float, address: int, size: int, write: bool, rows: Any, free: Any,
+           activated: Any, state: Any) -> tuple[float, float]:  # fmt: skip
+    """`spec.dram.DramChannel.access`, step for step."""
+    begin, row_bytes, banks = -1.0, int(t[ROW_BYTES]), int(t[BANKS])
+    granule, groups = int(t[GRANULE]), int(t[GROUPS])
+    while size > 0:
+        part = min(size, row_bytes - address % row_bytes)
+        page = address // row_bytes
+        bank, row = page % banks, page // banks
+        command = max(now, free[bank], state[RESUMED])
+        if rows[bank] != row:
+            closing = t[PRECHARGE] if rows[bank] >= 0 else 0.0
+            command = max(command + closing, activated[bank] + t[ROW_CYCLE])
+            activated[bank] = command
+            command = command + t[ACTIVATE]
+        command = max(command, state[BUS] - t[HIT])
+        number = np.floor(command / t[INTERVAL])
+        if number > state[REFRESHES]:
+            state[REFRESHES] = number
+            state[RESUMED] = max(number * t[INTERVAL], state[BUS] - t[HIT]) + t[REFRESH]
+            rows[:] = -1
+            activated[bank] = max(command, state[RESUMED])
+            command = activated[bank] + t[ACTIVATE]
+        rows[bank] = row
+        idle = state[BUS]
+        if write != (state[WRITING] > 0):
+            idle = idle + (t[TO_WRITE] if write else t[TO_READ])
+        elif address // granule % groups == int(state[GROUP]):
+            idle = idle + t[SAME_GROUP]
+        at = max(command + t[HIT], idle)
+        state[BUS] = at + part / t[RATE]
+        free[bank] = state[BUS] - t[HIT]
+        state[GROUP] = (address + part - 1) // granule % groups
+        state[WRITING] = 1.0 if write else 0.0
+        begin = at if begin < 0 else begin
+        address, size = address + part, size - part
+    return begin, state[BUS]
+
+
+@njit(cache=True)
+def _room(need: int, beats: Any, times: Any, counts: Any) -> float:
+    """The cycle in which the `need`-th beat left the weight FIFO; -1 when nobody knows yet."""
+    if need <= 0:
+        return 0.0
+    place = counts[POINTER]
+    while place < counts[RECORDS] and beats[place] < need:
+        place += 1
+    counts[POINTER] = place
+    if place == counts[RECORDS]:
+        return -1.0
+    if place == 0:
+        return times[0] - (beats[0] - need)
+    before, span = beats[place - 1], beats[place] - beats[place - 1]
+    return times[place - 1] + (need - before) / span * (times[place] - times[place - 1])
+
+
+@njit(cache=True)
+def issue(t: Any, ideal: float, period: float, depth: int, beat: int, address: int, total: int,
+          earliest: float, wanted: int, first: Any, ring: Any, master: Any, counts: Any,
+          beats: Any, times: Any, dram: tuple[Any, Any, Any, Any], certain: bool,
+          until: float) -> bool:  # fmt: skip
+    """Ask for a stream's bursts until `wanted` of its `total` beats are; False where room for one
+    is not known to come, or the next one is asked for later than `until`.
+
+    `first` gets each burst's first beat's arrival. With `depth` 0 nothing waits for room.
+    `certain`: the caller knows that room comes, at the latest now.
+    """
+    begun = address // beat % BURST_BEATS
+    while counts[NEXT_BURST] * BURST_BEATS - begun < wanted:
+        number = counts[NEXT_BURST]
+        low = max(0, number * BURST_BEATS - begun)
+        size = min(total, (number + 1) * BURST_BEATS - begun) - low
+        at = max(master[LAST_ISSUE] + 1, earliest + LATE_REQUEST)
+        place = int(master[COUNT]) % OUTSTANDING
+        at = max(at, ring[place] + 1)
+        if depth:
+            room = _room(counts[ISSUED] + size - depth, beats, times, counts)
+            if room < 0:
+                if not certain:
+                    return False
+                room = times[counts[RECORDS] - 1] if counts[RECORDS] else 0.0
+            at = max(at, np.ceil(room) + 1)
+        if at > until:
+            return False
+        if depth:
+            counts[ISSUED] += size
+        master[LAST_ISSUE] = at
+        if ideal > 0:
+            ready = at + 1 + ideal
+        else:
+            rows, free, activated, state = dram
+            begin, _ = access(t, (at + 1) * period, address + low * beat, size * beat, False, rows,
+                              free, activated, state)  # fmt: skip
+            ready = np.ceil(begin / period)
+        ready = max(ready, master[LAST_BEAT] + 1)
+        first[number] = ready
+        master[LAST_BEAT] = ready + size - 1
+        ring[place] = master[LAST_BEAT]
+        master[COUNT] += 1
+        counts[NEXT_BURST] += 1
+    return True
+
+
+@njit(cache=True)
+def _needed(pair_groups: int, header: int, chunk: int, pair_bytes: int, beat: int) -> int:
+    """Beats that hold a channel's first `pair_groups`, headers included."""
+    whole, rest = divmod(pair_groups, 16)
+    if rest == 0:
+        return whole * chunk
+    return whole * chunk + header + -(-rest * pair_bytes // beat)
+
+
+@njit(cache=True)
+def consume(
+    t: Any, ideal: float, period: float, depth: int, beat: int, addresses: Any, totals: Any,
+    earliest: Any, first: Any, rings: Any, masters: Any, counts: Any, beats: Any, times: Any,
+    rows: Any, free: Any, activated: Any, states: Any, bases: Any,
+    pairs: Any, shape: Any, walk: Any, closes: Any, limit: float,
+) -> bool:  # fmt: skip
+    """Walk a matrix through the engine until a step lies behind `limit` (or the history is full);
+    True at its end.
+
+    shape : blocks of pairs a group, groups, kind (0 blocked, 1 cyclic, 2 whole), header beats,
+        chunk beats, bytes of a pair-group, slices, batches, fill cycles of a group's windows,
+        distance, epilogue cycles of a block, result latency, slice latency, slices of a beat,
+        steps that a channel may be ahead.
+    walk : next unit, cycle of the last step, end of the last epilogue, closed blocks, last freed.
+    """
+    channels = len(pairs)
+    groups, kind, header, chunk = int(shape[1]), int(shape[2]), int(shape[3]), int(shape[4])
+    pair_bytes, slices, batches = int(shape[5]), int(shape[6]), int(shape[7])
+    fill, distance, epilogue, result = shape[8], shape[9], shape[10], shape[11]
+    behind, ahead = shape[12], shape[14]
+    most = 0
+    for c in range(channels):
+        most = max(most, pairs[c])
+    width = most if kind == 2 else 8
+    blocks = -(-most // width)
+    unit, last, end = int(walk[0]), walk[1], walk[2]
+    closed = int(walk[3])
+    while unit < blocks * groups:
+        if last > limit or counts[0, RECORDS] > beats.shape[1] - 2:
+            walk[0], walk[1], walk[2], walk[3] = unit, last, end, closed
+            return False
+        block, group = divmod(unit, groups)
+        here = min(width, most - block * width)
+        steps = float(here * slices * batches)
+        steps = max(steps, fill, distance if group else 0.0)
+        # Accumulated results leave in the last group; two blocks of them have room.
+        final = group == groups - 1
+        begun = last
+        if final and closed >= 2:
+            begun = max(begun, closes[(closed - 2) % 2])
+        there = begun + steps
+        for c in range(channels):
+            mine = min(pairs[c], block * width + here) - block * width
+            if mine <= 0:
+                continue
+            if kind == 2:
+                wanted = (unit + 1) * totals[c] // groups
+            else:
+                own = block * width * groups + (group + 1) * mine
+                wanted = _needed(own, header, chunk, pair_bytes, beat)
+                wanted = min(wanted, totals[c])
+            issue(t, ideal, period, depth, beat, addresses[c], totals[c], earliest[c], wanted,
+                  first[c], rings[c], masters[c], counts[c], beats[c], times[c],
+                  (rows[c], free[c], activated[c], states[c]), True, np.inf)  # fmt: skip
+            start = addresses[c] // beat % BURST_BEATS
+            number = (start + wanted - 1) // BURST_BEATS
+            low = max(0, number * BURST_BEATS - start)
+            arrived = first[c, number] + (wanted - 1 - low) + FIFO_PASS
+            records = counts[c, RECORDS]
+            done = bases[c] + wanted
+            if records:
+                arrived = max(arrived, times[c, records - 1] + done - beats[c, records - 1])
+            arrived = max(arrived, walk[5] + wanted - 1)
+            beats[c, records], times[c, records] = done, arrived
+            there = max(there, arrived + behind)
+        for c in range(channels):
+            if pairs[c] > block * width:
+                place = counts[c, RECORDS]
+                times[c, place] = max(times[c, place], there - ahead)
+                counts[c, RECORDS] = place + 1
+        last = there
+        if final:
+            outs = -(-here // 8)
+            for _ in range(outs):
+                end = max(end, last + result) + epilogue
+                closes[closed % 2] = end
+                closed += 1
+        unit += 1
+    walk[0], walk[1], walk[2], walk[3] = unit, last, end, closed
+    return True
+
+
+@njit(cache=True)
+def store(t: Any, ideal: float, period: float, beat: int, jobs: Any, channels: Any, addresses: Any,
+          sizes: Any, place: int, limit: float, masters: Any, rows: Any, free: Any, activated: Any,
+          states: Any, answers: Any) -> int:  # fmt: skip
+    """Write transfers in order, from `place` to the first later than `limit`; the new place.
+
+    jobs : the cycle in which each transfer's last beat reaches its master. sizes : its beats.
+    answers : each channel's last response. masters : each channel's cycle of the last beat sent.
+    """
+    while place < len(jobs) and jobs[place] <= limit:
+        c, size = channels[place], sizes[place]
+        at = max(jobs[place], masters[c] + size)
+        masters[c] = at
+        if ideal > 0:
+            answer = at + ideal
+        else:
+            _, end = access(t, at * period, addresses[place], size * beat, True, rows[c], free[c],
+                            activated[c], states[c])  # fmt: skip
+            answer = np.ceil(end / period)
+        answers[c] = max(answers[c] + 1, answer)
+        place += 1
+    return place

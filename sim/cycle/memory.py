@@ -1,0 +1,249 @@
+"""A core's channels in time: read and write masters, the device memory, and the weight FIFOs."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flightllm.sim.cycle import kernels
+from flightllm.spec.config import HwConfig
+from flightllm.spec.dram import DramTiming
+from flightllm.spec.formats import (
+    ALIGN,
+    BLOCK,
+    MatrixFormat,
+    block_bytes,
+    chunk_bytes,
+    row_shares,
+    stream_bytes,
+)
+from flightllm.spec.timing import BURST_BEATS, FIFO_PASS, MASTER_COMMANDS, OUTSTANDING
+
+__all__ = ["ChannelMemory", "Stream", "Transfer"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+HISTORY = 1 << 15
+"""Records of how the weight FIFOs were emptied; old ones are dropped."""
+
+
+@dataclass
+class Transfer:
+    """What one LD instruction asks of every channel.
+
+    Members
+    -------
+    addresses, beats : of each channel. earliest : cycle in which its master took the command.
+    weights : the beats go to the weight FIFO. bursts : the next burst of each channel.
+    first : arrival of each burst's first beat.
+    """
+
+    addresses: Ints
+    beats: Ints
+    earliest: Floats
+    weights: bool
+    bursts: Ints = field(init=False)
+    first: Floats = field(init=False)
+    ended: Floats = field(init=False)
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        most = int(self.beats.max(initial=0))
+        self.bursts = np.zeros(len(self.beats), np.int64)
+        self.first = np.zeros((len(self.beats), most // BURST_BEATS + 2))
+        self.ended = np.zeros(len(self.beats))
+
+
+@dataclass
+class Stream:
+    """A matrix on its way: operands of ld.stream, its transfer, and the row pairs of each channel.
+
+    Members
+    -------
+    base : beats of earlier matrices, of each channel.
+    """
+
+    rows: int
+    kgroups: int
+    fmt: MatrixFormat
+    transfer: Transfer
+    pairs: Ints
+    base: Ints
+
+
+class ChannelMemory:
+    """All channels of a core.
+
+    Parameters
+    ----------
+    config, core : whose. timing : of the device memory, None for an ideal one. latency : cycles
+        from a request to its first beat, of an ideal memory.
+    """
+
+    def __init__(self, config: HwConfig, core: int, timing: DramTiming | None,
+                 latency: int) -> None:  # fmt: skip
+        self.channels = n = config.channels[core]
+        self.beat = config.beat_bytes
+        self.depth = config.prefetch_bytes // config.beat_bytes
+        self.period = 1000.0 / config.clock_mhz
+        self.ideal = 0.0 if timing else float(latency)
+        values = [getattr(timing, name) for name in kernels.MEMORY] if timing else [0.0] * 14
+        self.timing = np.array(values, np.float64)
+        banks = timing.banks if timing else 1
+        self.rows = np.full((n, banks), -1, np.int64)
+        self.free = np.zeros((n, banks))
+        self.activated = np.full((n, banks), -1e9)
+        self.states = np.zeros((n, 5))
+        self.states[:, kernels.GROUP] = -1
+        self.rings = np.full((n, OUTSTANDING), -1e9)
+        self.masters = np.zeros((n, 3))
+        self.masters[:, :2] = -1e9
+        self.counts = np.zeros((n, 4), np.int64)
+        self.beats = np.zeros((n, HISTORY), np.int64)
+        self.times = np.zeros((n, HISTORY))
+        self.pushed = np.zeros(n, np.int64)
+        self.writers = np.full(n, -1e9)
+        self.answers = np.full(n, -1e9)
+        self.queue: deque[Transfer] = deque()  # not yet asked for completely
+        self.recent: deque[Transfer] = deque(maxlen=MASTER_COMMANDS + 1)
+
+    # ------------------------------------------------------------------------ requests
+
+    def room_for_command(self) -> Floats | None:
+        """The cycle from which each master takes another command; None when nobody knows yet."""
+        if len(self.recent) < MASTER_COMMANDS + 1:
+            return np.zeros(self.channels)
+        oldest = self.recent[0]
+        if not oldest.complete:
+            self.ask(math.inf)
+        return oldest.ended + 1 if oldest.complete else None
+
+    def add(self, transfer: Transfer) -> None:
+        """Give the masters a command each."""
+        self.queue.append(transfer)
+        self.recent.append(transfer)
+
+    def ask(self, until: float) -> bool:
+        """Ask for all that can be asked for up to a cycle; whether nothing is left."""
+        while self.queue:
+            transfer = self.queue[0]
+            if not all([self._ask(transfer, c, until) for c in range(self.channels)]):
+                return False
+            transfer.complete = True
+            self.queue.popleft()
+        return True
+
+    def _ask(self, transfer: Transfer, c: int, until: float) -> bool:
+        total = int(transfer.beats[c])
+        counts = self.counts[c]
+        if transfer.bursts[c] < 0:
+            return True
+        counts[kernels.NEXT_BURST] = transfer.bursts[c]
+        done = kernels.issue(
+            self.timing, self.ideal, self.period, self.depth if transfer.weights else 0, self.beat,
+            int(transfer.addresses[c]), total, transfer.earliest[c], total, transfer.first[c],
+            self.rings[c], self.masters[c], counts, self.beats[c], self.times[c],
+            (self.rows[c], self.free[c], self.activated[c], self.states[c]), False, until,
+        )  # fmt: skip
+        transfer.bursts[c] = counts[kernels.NEXT_BURST]
+        if done:
+            transfer.bursts[c] = -1
+            transfer.ended[c] = max(self.masters[c, kernels.LAST_ISSUE], transfer.earliest[c])
+        return done
+
+    # ------------------------------------------------------------------------ matrices
+
+    def stream(self, address: int, rows: int, kgroups: int, fmt: MatrixFormat, first: int,
+               start: int, earliest: Floats) -> Stream:  # fmt: skip
+        """What ld.stream asks for."""
+        n = self.channels
+        sizes = np.array(stream_bytes(fmt, rows, kgroups, n, first, start), np.int64)
+        offsets = np.zeros(n, np.int64)
+        if fmt.cyclic:
+            chunk = chunk_bytes(fmt)
+            pairs = sizes // chunk * (BLOCK // 2)
+            block = first + (np.arange(n) - first - start) % n
+            offsets = block // n * chunk
+        else:
+            shares = [b - a for a, b in row_shares(rows, n)]
+            pairs = np.array([-(-share // 2) for share in shares], np.int64)
+            if fmt.whole:
+                offsets = first * np.array([block_bytes(fmt, s) for s in shares], np.int64)
+        transfer = Transfer(address * ALIGN + offsets, sizes // self.beat, earliest, True)
+        made = Stream(rows, kgroups, fmt, transfer, pairs, self.pushed.copy())
+        self.pushed += transfer.beats
+        self.add(transfer)
+        return made
+
+    def consume(self, stream: Stream, shape: Floats, walk: Floats, closes: Floats,
+                limit: float) -> bool:  # fmt: skip
+        """Walk a matrix through the engine, see `kernels.consume`."""
+        transfer = stream.transfer
+        while self.queue and self.queue[0] is not transfer and not transfer.complete:
+            if not self.ask(math.inf):
+                break
+        if not transfer.complete:
+            ready = self.queue[0] is transfer
+            assert ready, "an earlier transfer waits for this matrix"
+            self.counts[:, kernels.NEXT_BURST] = np.where(
+                transfer.bursts < 0, 1 << 40, transfer.bursts
+            )
+        else:
+            self.counts[:, kernels.NEXT_BURST] = 1 << 40
+        self._trim()
+        done: bool = kernels.consume(
+            self.timing, self.ideal, self.period, self.depth, self.beat, transfer.addresses,
+            transfer.beats, transfer.earliest, transfer.first, self.rings, self.masters,
+            self.counts, self.beats, self.times, self.rows, self.free, self.activated, self.states,
+            stream.base, stream.pairs, shape, walk, closes, limit,
+        )  # fmt: skip
+        if not transfer.complete:
+            transfer.bursts = np.where(
+                self.counts[:, kernels.NEXT_BURST] >= 1 << 40, -1,
+                self.counts[:, kernels.NEXT_BURST],
+            )
+        return done
+
+    def _trim(self) -> None:
+        """Drop records that no request will look at again."""
+        counts = self.counts
+        if int(counts[:, kernels.RECORDS].max()) < HISTORY // 2:
+            return
+        for c in range(self.channels):
+            low = max(0, int(counts[c, kernels.POINTER]) - 1)
+            kept = int(counts[c, kernels.RECORDS]) - low
+            for array in (self.beats, self.times):
+                array[c, :kept] = array[c, low : low + kept].copy()
+            counts[c, kernels.POINTER] -= low
+            counts[c, kernels.RECORDS] = kept
+
+    # ------------------------------------------------------------------------ vectors, writes
+
+    def vector(self, transfer: Transfer) -> bool:
+        """Ask for everything up to and with `transfer`; False where that is not known yet."""
+        self.ask(math.inf)
+        return transfer.complete
+
+    def arrival(self, transfer: Transfer, c: int, beat: int) -> float:
+        """The cycle in which a beat of a complete transfer can be taken from its FIFO."""
+        begun = int(transfer.addresses[c]) // self.beat % BURST_BEATS
+        number = (begun + beat) // BURST_BEATS
+        low = max(0, number * BURST_BEATS - begun)
+        return float(transfer.first[c, number]) + beat - low + FIFO_PASS
+
+    def write(self, jobs: Floats, channels: Ints, addresses: Ints, sizes: Ints, place: int,
+              limit: float) -> int:  # fmt: skip
+        """Write transfers up to a cycle; the place of the next one."""
+        self.ask(min(limit, float(jobs[-1])) if len(jobs) else limit)
+        made: int = kernels.store(
+            self.timing, self.ideal, self.period, self.beat, jobs, channels, addresses, sizes,
+            place, limit, self.writers, self.rows, self.free, self.activated, self.states,
+            self.answers,
+        )  # fmt: skip
+        return made
+
+

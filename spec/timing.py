@@ -1,0 +1,319 @@
+"""How long everything takes: one table of cycles for every unit, by `HwConfig` and operands.
+
+The RTL's state machines read as numbers. The cycle model adds what only a run can tell (tokens,
+queues, memory, the weight FIFO); `tests/spec/test_timing.py` holds the constants against the
+gateware they describe, and calibration holds the sum against RTL runs (docs/calibration.md).
+
+Conventions: *start* is the cycle of a unit's start pulse, *done* the cycle of its done pulse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from flightllm.spec.config import HwConfig
+from flightllm.spec.formats import BLOCK, MatrixFormat, Second, chunk_bytes, section_bytes
+from flightllm.spec.parameters import MatrixParameters, matrix_parameters
+
+__all__ = [
+    "ADD", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MUL", "OUTSTANDING",
+    "QUEUE_PASS", "READ_LATENCY", "REDUCE", "RUN_START", "EngineTiming", "MatrixTiming",
+    "engine_timing", "exchange_cycles", "gather_cycles", "matrix_timing", "misc_cycles",
+    "scalar_cycles", "store_setup", "stream_plan_cycles", "vector_setup",
+]  # fmt: skip
+
+ADD, MUL, CONVERT = 3, 3, 2
+"""Latencies of the float32 adder, multiplier and integer converters."""
+READ_LATENCY = 2
+"""From a read of F or A to its data."""
+BURST_BEATS = 16
+OUTSTANDING = 16
+"""Bursts that a memory master has under way at most."""
+MASTER_COMMANDS = 4
+"""Transfers that wait at a memory master."""
+FIFO_PASS = 2
+"""Cycles in which a beat passes the weight FIFO."""
+
+# ---------------------------------------------------------------------------------- dispatcher
+
+CLEAR = 32
+"""Cycles in which a start clears the registers."""
+RUN_START = 2
+"""From the host's start to the first cycle of the clearing."""
+QUEUE_PASS = 2
+"""Cycles in which a word passes a unit's queue."""
+GRANT = 1
+"""From the cycle in which words and tokens are there to the start pulse."""
+
+
+def scalar_cycles(name: str, words: int) -> int:
+    """Cycles of an instruction that the dispatcher runs: its words, and what it does with them."""
+    return words + {"sys.param": 2, "sys.mul": 4}.get(name, 1)
+
+
+# ---------------------------------------------------------------------------------- LD
+
+LATE_REQUEST = 2
+"""From a master's taking of a command to the first cycle in which it can ask for a burst."""
+
+
+def _digits(value: int) -> int:
+    """Cycles of LD's arithmetic with this second factor: a hexadecimal digit each, and one more."""
+    return max(1, -(-max(value, 0).bit_length() // 4)) + 1
+
+
+def stream_plan_cycles(fmt: MatrixFormat, rows: int, kgroups: int, first: int, start: int,
+                       channels: int) -> int:  # fmt: skip
+    """From ld.stream's start to its first request: shares, sizes and offsets are computed."""
+    if fmt.cyclic:
+        blocks = -(-rows // BLOCK)
+        turn = first % channels + start
+        factor = chunk_bytes(fmt) // 64
+        return 1 + sum(map(_digits, (first, blocks, turn, factor, factor)))
+    pairs = -(-rows // 2)
+    if fmt.whole:
+        return 1 + sum(map(_digits, (pairs, fmt.bits, kgroups, kgroups, first, first)))
+    factor = chunk_bytes(fmt) // 64
+    return 1 + sum(map(_digits, (pairs, kgroups, factor, factor)))
+
+
+def vector_setup(n: int) -> int:
+    """From the start of ld.vec or ld.gather to the first cycle in which it can ask."""
+    return 1 + _digits(-(-n // 2)) + 1
+
+
+def gather_number_cycles(mstride: int) -> int:
+    """Cycles in which ld.gather fetches a row number and computes the row's address."""
+    return 1 + READ_LATENCY + _digits(mstride)
+
+
+# ---------------------------------------------------------------------------------- ST
+
+
+def store_setup(name: str, operands: Mapping[str, int], channels: int) -> int:
+    """From a store's start to its first job."""
+    if name == "st.vec":
+        return 1 + _digits(-(-operands["n"] // 2)) + 1
+    block = operands["pos"] // BLOCK
+    if name == "st.keys":
+        fmt = MatrixFormat.from_word(operands["fmt"])
+        turn = block % channels + operands["start"]
+        factors = (block, chunk_bytes(fmt) // 64, operands["pos"] % BLOCK // 2, turn)
+        return 1 + sum(map(_digits, factors))
+    return 1 + sum(map(_digits, (-(-operands["rows"] // 2), block, block)))
+
+
+STORE_PIPE = 4
+"""From a store's job to its beat at the master."""
+
+# ---------------------------------------------------------------------------------- engine
+
+
+def _cell_latency(made: MatrixParameters) -> int:
+    """Cycles of a cell: sparse multiplexer, chains, the tree over the chains."""
+    lanes, chain = made.k_lanes, made.chain_length
+    if made.dsp_kind == "inferred":
+        return 2 + _log4(lanes)
+    if made.dsp_kind == "dsp58":
+        length = min(chain, -(-lanes // 3))
+        return 1 + length + 3 + _log4(-(-lanes // (3 * length)))
+    length = min(chain, lanes)
+    return 1 + length + 4 + _log4(-(-lanes // length))
+
+
+def _log4(value: int) -> int:
+    return max(0, -(-(value - 1).bit_length() // 2))
+
+
+@dataclass(frozen=True)
+class EngineTiming:
+    """One core's matrix engine.
+
+    Members
+    -------
+    channels, cells, k_lanes, beat_bytes : its size. parts : writes of a block's 16 rows to F.
+    start : from the start pulse to the array's. beats : from there to the first beat taken.
+    table : more for a format with a code table. slice : from a beat to its slice's first step.
+    result : from a step to the result memory; late : more with minima.
+    drain : from the last move of the epilogue to done.
+    distance, integer_distance : cycles between two visits of an accumulator.
+    """
+
+    channels: int
+    cells: int
+    k_lanes: int
+    beat_bytes: int
+    parts: int
+    result: int
+    full_pairs: bool
+    start: int = 2
+    beats: int = 5
+    table: int = 20
+    slice: int = 5
+    late: int = ADD
+    drain: int = 2 + MUL + ADD + 1
+    distance: int = ADD + 2
+    integer_distance: int = 3
+
+
+@lru_cache(maxsize=64)
+def engine_timing(config: HwConfig, core: int = 0) -> EngineTiming:
+    """The engine of a core."""
+    made = matrix_parameters(config)
+    sums = 1 + _cell_latency(made)
+    return EngineTiming(
+        config.channels[core], made.cells, made.k_lanes, made.beat_bytes,
+        max(1, 16 // config.sfu_lanes), sums + 2 + CONVERT + MUL + ADD, made.full_pairs,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MatrixTiming:
+    """One format in one engine.
+
+    Members
+    -------
+    header : beats before the codes of a chunk. chunk : beats of a chunk, or of a pair of rows of
+        a 32-token block where the matrix is whole (as a fraction: beats times 64 codes).
+    pair_bytes : bytes of codes of a pair-group. slices : steps of one pair-group and batch.
+    scaled : results pass the float accumulators.
+    """
+
+    header: int
+    chunk: int
+    pair_bytes: int
+    slices: int
+    scaled: bool
+    minima: bool
+    emit: bool
+
+
+@lru_cache(maxsize=1024)
+def matrix_timing(fmt: MatrixFormat, engine: EngineTiming) -> MatrixTiming:
+    """What a matrix of this format costs the engine."""
+    sparse = fmt.kept != 16
+    span = engine.k_lanes * (2 if sparse else 1)
+    slices = -(-fmt.group // span)
+    full = fmt.bits == 8 or fmt.table or fmt.second == Second.ZERO
+    if (fmt.private and sparse) or (full and not engine.full_pairs):
+        slices *= 2
+    if sparse and fmt.second == Second.MINIMUM:
+        slices *= 2
+    scale, second, index, codes = section_bytes(fmt)
+    beat = engine.beat_bytes
+    header = (scale + second + index) // beat
+    return MatrixTiming(
+        header, header + codes // beat, 2 * fmt.codes_per_group * fmt.bits // 8, slices, fmt.scale,
+        fmt.second == Second.MINIMUM, fmt.second == Second.EMIT,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- MISC
+
+_EXP, _RECIP = 4 * ADD + 3 * MUL + 6, 2 * (ADD + MUL) + 3
+_RSQRT = _RECIP
+_SIGMOID = _EXP + ADD + _RECIP
+REDUCE = 5 * (ADD + 1) + 15
+"""From the sixteen accumulators' last sum to their total: five waits and fifteen adds."""
+_TREE = 4 * ADD
+_PASS = {  # cycles of a pass behind its last group of lanes
+    "add": ADD, "stat": MUL + _TREE, "quant": 2 * MUL + 2, "rope": MUL + ADD,
+    "soft": ADD + _EXP + max(2 * MUL + 2, _TREE), "silu": _SIGMOID + 2 * MUL, "relu": 2 * MUL,
+    "gelu": 4 * MUL + ADD + _SIGMOID + 2 * MUL,
+}  # fmt: skip
+_STEP = {"mul": MUL + 1, "add": ADD + 1, "recip": _RECIP + 1, "rsqrt": _RSQRT + 1, "half": 3}
+_SCALARS = {
+    "quant": ("recip", "mul", "mul", "half"),
+    "norm": ("recip", "mul", "mul", "mul", "add", "rsqrt", "mul"),
+    "soft": ("mul", "recip", "mul"),
+}  # fmt: skip
+
+
+def _pass(kind: str, n: int, lanes: int) -> int:
+    """Cycles of the sequencer's state in which a pass over n elements runs."""
+    return -(-n // lanes) + READ_LATENCY + 4 + _PASS[kind] + 2
+
+
+def _scalars(program: str) -> int:
+    return 1 + sum(_STEP[step] for step in _SCALARS[program])
+
+
+def _row(function: str, flags: frozenset[str], v: Mapping[str, int], lanes: int) -> int:
+    """Cycles of one row, or of one head of one row, from its first state to the next one's."""
+    if function == "add":
+        return 1 + _pass("add", v["n"], lanes) + 1
+    if function == "stat":
+        return 1 + _pass("stat", v["n"], lanes) + 2
+    if function == "act":
+        (kind,) = flags
+        return 1 + _pass(kind, v["n"], lanes) + 2
+    if function == "headq":
+        turned = 2 * v["size"] if "rope" in flags else v["size"]
+        return (1 + _pass("rope", turned, lanes) + _scalars("quant") + 1
+                + _pass("quant", v["pad"], lanes) + 1)  # fmt: skip
+    if function == "softmax":
+        padded = -(-v["length"] // BLOCK) * BLOCK
+        return (1 + _pass("add", v["length"], lanes) + _scalars("quant")
+                + _pass("soft", padded, lanes) + REDUCE + 1 + _scalars("soft") + 2)  # fmt: skip
+    norm = "norm" in flags
+    sums = v["blocks"] + READ_LATENCY + 1 + REDUCE if norm else 0
+    return (1 + READ_LATENCY + 1 + sums + _scalars("norm" if norm else "quant") + 1
+            + _pass("quant", v["pad"], lanes) + 1)  # fmt: skip
+
+
+def _insertions(n: int, k: int) -> float:
+    """Candidates of n in random order that enter a list of the k largest."""
+    total = float(min(n, k))
+    for place in range(k, n):
+        total += k / (place + 1)
+    return total
+
+
+@lru_cache(maxsize=256)
+def _list_cycles(merging: bool, n: int, k: int, parts: int, lanes: int) -> int:
+    step = lanes // 2 if merging else lanes
+    fetches = parts * -(-(k if merging else n) // step)
+    per_fetch = 1 + READ_LATENCY
+    inserted = parts * k if merging else round(_insertions(n, k))
+    # A fetch without a candidate takes one cycle of insertion; candidates share that of theirs.
+    walked = fetches * step if merging else fetches + min(inserted, fetches * (lanes - 1))
+    return 2 + fetches * per_fetch + walked + parts + k
+
+
+def misc_cycles(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: int) -> int:
+    """From the start of a MISC instruction to done.
+
+    Parameters
+    ----------
+    name : "misc.add" and so on. flags, v : its flags and operands. lanes : of the SFU.
+    """
+    function = name.removeprefix("misc.")
+    if function == "nop":
+        return 1
+    if function in ("topk", "merge"):
+        merging = function == "merge"
+        return _list_cycles(merging, v["k"] if merging else v["n"], v["k"],
+                            v["parts"] if merging else 1, lanes)  # fmt: skip
+    heads = {"headq": "heads", "softmax": "n2"}.get(function)
+    count = v["n1"] * (v[heads] if heads else 1)
+    if count <= 0:
+        return 1
+    return 1 + count * _row(function, flags, v, lanes)
+
+
+# ---------------------------------------------------------------------------------- SYS
+
+WIRE = 2
+"""Registers between a core and the exchange, each way."""
+
+
+def gather_cycles(messages: int) -> int:
+    """From one core's turn on the bus to the next one's, when it sends that many messages."""
+    return messages + 1 + 2 * WIRE + READ_LATENCY + 1
+
+
+def exchange_cycles(turns: int) -> int:
+    """From the last core's arrival at a gather to done, after `turns` cycles of sending."""
+    return 2 * WIRE + 1 + turns + WIRE + 3
