@@ -1,4 +1,4 @@
-"""One core in time: its dispatcher, the queues and tokens of its units, and what each unit takes."""
+"""One core in time: its dispatcher, the queues and tokens of its units, what each unit takes."""
 
 from __future__ import annotations
 
@@ -250,8 +250,7 @@ class CoreTime:
             run.progress = made
         if name == "ld.stream":
             return float(run.progress)
-        done = self._rows_loaded(run)
-        return done
+        return self._rows_loaded(run)
 
     def _stream(self, run: Started) -> float | None:
         addr, rows, kgroups, word, first, start = run.values

@@ -1,4 +1,4 @@
-"""The cycle model as a `flightllm.spec.device.Device`: the functional simulator's bits, and time."""
+"""The cycle model as a `flightllm.spec.device.Device`: bits of the functional one, and time."""
 
 from __future__ import annotations
 

@@ -131,7 +131,8 @@ class ChannelMemory:
         """Ask for all that can be asked for up to a cycle; whether nothing is left."""
         while self.queue:
             transfer = self.queue[0]
-            if not all([self._ask(transfer, c, until) for c in range(self.channels)]):
+            complete = [self._ask(transfer, c, until) for c in range(self.channels)]
+            if not all(complete):
                 return False
             transfer.complete = True
             self.queue.popleft()

@@ -1,4 +1,4 @@
-"""What ST sends to memory: the beats of each store, when and where, from `spec.kvcache`'s layout."""
+"""What ST sends to memory: each store's beats, when and where, as `spec.kvcache` places them."""
 
 from __future__ import annotations
 

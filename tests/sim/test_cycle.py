@@ -36,7 +36,8 @@ def _run(program, steps=3, **options):
     driver = Driver(_device(program, trace=records.append, **options), program)
     logits = driver.prefill(IDS).tobytes()
     logits += driver.decode(5, steps).tobytes()
-    return logits, memory_sha256(driver.device, program), [r.cycles for r in driver.results], records
+    cycles = [result.cycles for result in driver.results]
+    return logits, memory_sha256(driver.device, program), cycles, records
 
 
 @pytest.mark.parametrize(("name", "board"), [

@@ -11,7 +11,7 @@ from flightllm.spec.parameters import matrix_parameters
 pytest.importorskip("amaranth")
 
 
-@pytest.mark.parametrize("board", preset_names())
+@pytest.mark.parametrize("board", [name for name in preset_names() if name != "formal"])
 def test_engine_stages(board):
     from flightllm.hw.chain import Cell
     from flightllm.hw.engine.sequencer import INTEGER_DISTANCE
