@@ -73,7 +73,7 @@ def access(t: Any, now: float, address: int, size: int, write: bool, rows: Any, 
 
 
 @njit(cache=True)
-def _room(need: int, beats: Any, times: Any, counts: Any) -> float:
+def _room(need: int, beats: Any, times: Any, counts: Any) -> Any:
     """The cycle in which the `need`-th beat left the weight FIFO; -1 when nobody knows yet."""
     if need <= 0:
         return 0.0
