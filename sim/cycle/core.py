@@ -19,11 +19,10 @@ from flightllm.spec.dram import DramTiming
 from flightllm.spec.errors import VerifyError
 from flightllm.spec.formats import ALIGN, row_shares
 from flightllm.spec.image import Program
-from flightllm.spec.isa import UNITS, Unit
+from flightllm.spec.isa import QUEUE_DEPTH, UNITS, Unit
 
 __all__ = ["CoreTime", "Started"]
 
-QUEUE_DEPTH = 16
 SHARED = ("sys.gather", "sys.barrier")
 
 
