@@ -14,6 +14,7 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.frontend import HEADER
 from flightllm.hw.memory.buffers import read_port
+from flightllm.hw.sharing import shared
 from flightllm.spec.isa import (
     FLAG_BITS,
     IMMEDIATE_BITS,
@@ -61,6 +62,7 @@ def memory_port(depth: int) -> Any:
     })  # fmt: skip
 
 
+@shared()
 class Dispatcher(wiring.Component):
     """One core's program walker.
 

@@ -14,6 +14,7 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.frontend import UnitFrontEnd, semaphore_signature
 from flightllm.hw.memory.buffers import READ_LATENCY, read_port, window_port, write_port
+from flightllm.hw.sharing import shared
 from flightllm.spec.isa import Unit, by_name
 
 __all__ = ["Exchange", "Message", "SystemUnit", "link_signature"]
@@ -54,6 +55,7 @@ def link_signature(lanes: int) -> Any:
     })  # fmt: skip
 
 
+@shared()
 class SystemUnit(wiring.Component):
     """Executes SYS.
 
@@ -199,6 +201,7 @@ class SystemUnit(wiring.Component):
         ]  # fmt: skip
 
 
+@shared()
 class Exchange(wiring.Component):
     """Lets the cores meet, and passes their messages on.
 

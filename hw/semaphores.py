@@ -7,6 +7,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.frontend import semaphore_signature
+from flightllm.hw.sharing import shared
 from flightllm.spec.isa import UNITS
 
 __all__ = ["Semaphores"]
@@ -14,6 +15,7 @@ __all__ = ["Semaphores"]
 WIDTH = 8
 
 
+@shared()
 class Semaphores(wiring.Component):
     """Counts the tokens that each unit has released to each other and not yet taken.
 

@@ -106,7 +106,7 @@ class Top(wiring.Component):
         m.submodules.control = control = Control(config)
         wiring.connect(m, wiring.flipped(self.control), control.axi)
         m.d.comb += self.interrupt.eq(control.interrupt)
-        cores = [Core(config, c, self._modelled) for c in range(config.cores)]
+        cores = [Core(config, channels, self._modelled) for channels in config.channels]
         first = 0
         for c, core in enumerate(cores):
             domain = self._units_domain(m, c, control.clear)

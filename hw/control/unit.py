@@ -16,6 +16,7 @@ from flightllm.hw.core.core import control_signature
 from flightllm.hw.core.monitor import COUNTERS
 from flightllm.hw.core.registers import register_layout
 from flightllm.hw.dispatcher import HOST_REGISTERS
+from flightllm.hw.sharing import shared
 from flightllm.spec.config import HwConfig
 from flightllm.spec.isa import UNITS
 from flightllm.spec.registers import (
@@ -33,6 +34,7 @@ __all__ = ["Control"]
 WINDOW_BITS = (CORE_WINDOW - 1).bit_length()
 
 
+@shared()
 class Control(wiring.Component):
     """Everything between the host and the cores.
 

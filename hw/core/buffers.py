@@ -16,6 +16,7 @@ from flightllm.hw.memory.buffers import (
     write_port,
 )
 from flightllm.hw.sfu.ports import read_signature, write_signature
+from flightllm.hw.sharing import shared
 
 __all__ = ["CoreBuffers", "USERS", "written_signature"]
 
@@ -41,6 +42,7 @@ def written_signature(lanes: int, width: int) -> Any:
     })  # fmt: skip
 
 
+@shared()
 class CoreBuffers(wiring.Component):
     """Both buffers. The SFU comes first, is never refused; ST's few reads go before the engine's.
 

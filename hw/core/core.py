@@ -23,6 +23,7 @@ from flightllm.hw.memory.load import LoadUnit
 from flightllm.hw.memory.store import StoreUnit
 from flightllm.hw.semaphores import Semaphores
 from flightllm.hw.sfu.unit import SpecialFunctionUnit
+from flightllm.hw.sharing import shared
 from flightllm.spec.config import HwConfig
 from flightllm.spec.isa import UNITS, Unit
 from flightllm.spec.parameters import matrix_parameters
@@ -73,12 +74,13 @@ def trace_signature(config: HwConfig) -> Any:
     })  # fmt: skip
 
 
+@shared("units")
 class Core(wiring.Component):
-    """Core number `core` of a configuration.
+    """One of a configuration's cores.
 
     Parameters
     ----------
-    modelled : multipliers are models of their primitives, for simulation.
+    channels : of this core. modelled : multipliers are models of their primitives, for simulation.
 
     Members
     -------
@@ -86,9 +88,8 @@ class Core(wiring.Component):
     trace : Out, see `trace_signature`.
     """
 
-    def __init__(self, config: HwConfig, core: int = 0, modelled: bool = False) -> None:
-        self._config, self._core, self._modelled = config, core, modelled
-        self._channels = config.channels[core]
+    def __init__(self, config: HwConfig, channels: int, modelled: bool = False) -> None:
+        self._config, self._channels, self._modelled = config, channels, modelled
         address_bits = (config.channel_bytes - 1).bit_length()
         super().__init__({
             "control": In(control_signature(config)),
@@ -121,7 +122,8 @@ class Core(wiring.Component):
 
     def _units(self, m: Module) -> None:
         config, channels = self._config, self._channels
-        made, size = matrix_parameters(config), engine_size(config, self._core)
+        made = matrix_parameters(config)
+        size = engine_size(config, config.channels.index(channels))
         lanes = config.sfu_lanes
         self.window = max(size.window_bytes, config.beat_bytes)
         self.engine_window = size.window_bytes

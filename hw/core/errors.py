@@ -7,6 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.core.registers import register_layout
+from flightllm.hw.sharing import shared
 from flightllm.spec.isa import UNITS
 from flightllm.spec.registers import ErrorCode
 
@@ -23,6 +24,7 @@ class Fault(data.StructLayout):
         super().__init__({"valid": 1, "code": ErrorCode, "unit": 4, "channel": 8})
 
 
+@shared()
 class ErrorLatch(wiring.Component):
     """Keeps the first fault, the lowest number of several, until `clear`.
 

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.core.registers import register_layout
 from flightllm.hw.frontend import semaphore_signature
+from flightllm.hw.sharing import shared
 from flightllm.spec.isa import UNITS
 
 __all__ = ["COUNTERS", "Counters", "UnitMonitor"]
@@ -23,6 +24,7 @@ class Counters(data.StructLayout):
         super().__init__(dict.fromkeys(COUNTERS, 32))
 
 
+@shared()
 class UnitMonitor(wiring.Component):
     """Watches one unit; drives nothing of it.
 

@@ -9,11 +9,13 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.frontend import unit_instructions
 from flightllm.hw.memory.weight_fifo import WeightFifo
+from flightllm.hw.sharing import shared
 from flightllm.spec.isa import QUEUE_DEPTH, Unit
 
 __all__ = ["UnitQueue"]
 
 
+@shared()
 class UnitQueue(wiring.Component):
     """Takes words until `QUEUE_DEPTH` instructions wait; a word passes in two cycles.
 

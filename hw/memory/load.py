@@ -12,6 +12,7 @@ from flightllm.hw.memory.buffers import read_port, write_port
 from flightllm.hw.memory.read_master import ReadCommand, ReadMaster
 from flightllm.hw.memory.stream_plan import StreamPlan
 from flightllm.hw.memory.vector_load import OPERANDS, ChannelPart, VectorLoad
+from flightllm.hw.sharing import shared
 from flightllm.spec.formats import ALIGN
 from flightllm.spec.isa import Unit, by_name
 
@@ -108,6 +109,7 @@ class _Control(wiring.Component):
             ]
 
 
+@shared()
 class LoadUnit(wiring.Component):
     """LD and the channels' read masters.
 

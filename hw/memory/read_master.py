@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.memory.axi import BURST_BEATS, Splitter, read_channel, tie_constants
 from flightllm.hw.memory.weight_fifo import WeightFifo
+from flightllm.hw.sharing import shared
 
 __all__ = ["ReadCommand", "ReadMaster"]
 
@@ -27,6 +28,7 @@ class ReadCommand(data.StructLayout):
         super().__init__({"address": address_bits, "beats": beats, "vector": 1})
 
 
+@shared()
 class ReadMaster(wiring.Component):
     """Executes read commands in order.
 

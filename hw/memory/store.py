@@ -17,6 +17,7 @@ from flightllm.hw.memory.store_pipe import StorePipe
 from flightllm.hw.memory.value_store import VALUE_OPERANDS, ValueStore
 from flightllm.hw.memory.vector_store import VECTOR_OPERANDS, VectorStore
 from flightllm.hw.memory.write_master import WriteBeat, WriteCommand, WriteMaster
+from flightllm.hw.sharing import shared
 from flightllm.spec.isa import Unit, by_name
 
 __all__ = ["StoreUnit"]
@@ -111,6 +112,7 @@ class _Control(wiring.Component):
                 m.d.comb += getattr(user, name).eq(getattr(arithmetic, name))
 
 
+@shared()
 class StoreUnit(wiring.Component):
     """ST and the channels' write masters. An instruction is done when every response has come.
 

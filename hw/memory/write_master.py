@@ -8,6 +8,7 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.memory.axi import BURST_BEATS, Splitter, tie_constants, write_channel
+from flightllm.hw.sharing import shared
 
 __all__ = ["WriteBeat", "WriteCommand", "WriteMaster"]
 
@@ -27,6 +28,7 @@ class WriteBeat(data.StructLayout):
         super().__init__({"bytes": 8 * beat_bytes, "strobe": beat_bytes})
 
 
+@shared()
 class WriteMaster(wiring.Component):
     """Executes write commands in order.
 

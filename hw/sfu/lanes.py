@@ -27,6 +27,7 @@ from flightllm.hw.floating.layout import Float32
 from flightllm.hw.floating.mul import FloatMul
 from flightllm.hw.floating.pipeline import delay
 from flightllm.hw.floating.table import FloatRecip
+from flightllm.hw.sharing import shared
 from flightllm.spec.encoding import float_bits
 
 __all__ = ["Lane", "LaneMode", "Latencies", "PastValues"]
@@ -111,6 +112,7 @@ class PastValues(wiring.Component):
         return m
 
 
+@shared()
 class Lane(wiring.Component):
     """One lane.
 

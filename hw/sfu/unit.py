@@ -12,6 +12,7 @@ from flightllm.hw.sfu.ports import READ_LATENCY, read_signature, write_signature
 from flightllm.hw.sfu.reduce import Reducer
 from flightllm.hw.sfu.scalar import ScalarProgram, Scalars
 from flightllm.hw.sfu.topk import SortedList, zero_merged
+from flightllm.hw.sharing import shared
 from flightllm.spec.encoding import float_bits
 from flightllm.spec.isa import Unit, by_name
 
@@ -28,6 +29,7 @@ def _flag(front: UnitFrontEnd, name: str, flag: str) -> Any:
     return front.flags[by_name(f"misc.{name}").flags.index(flag)]
 
 
+@shared()
 class SpecialFunctionUnit(wiring.Component):
     """Executes MISC.
 
