@@ -9,6 +9,8 @@ from flightllm.spec.config import HwConfig
 __all__ = ["MatrixParameters", "matrix_parameters"]
 
 MAX_LANES = 64
+TWIN_SFU_LANES = 4
+"""A twin slice can finish four rows, which the result memory takes as one of its words."""
 PACKS_FULL_CODES = {"dsp48e2": True, "dsp58": True, "dsp48e1": False, "inferred": True}
 
 
@@ -22,6 +24,8 @@ class MatrixParameters:
     k_lanes : codes of each row of a pair in one slice; a power of two, 16 to 64.
     cells : vectors that a slice meets in one cycle; 2 * k_lanes * cells is macs_per_channel.
     dsp_kind, chain_length : the multiplier primitive, and how many of it are cascaded.
+    twin : with one vector a slice has two parts, for two cells: a beat of narrow codes holds more
+        than one part.
     full_pairs : a pair of full 8-bit levels shares a multiplier. Where it does not (DSP48E1), such
         pairs take two slices, one a row.
     """
@@ -31,6 +35,7 @@ class MatrixParameters:
     cells: int
     dsp_kind: str
     chain_length: int
+    twin: bool
     full_pairs: bool
 
     @property
@@ -48,11 +53,13 @@ def matrix_parameters(config: HwConfig) -> MatrixParameters:
     lanes = MAX_LANES
     while config.macs_per_channel % (2 * lanes) or lanes > 2 * config.beat_bytes:
         lanes //= 2
+    cells = config.macs_per_channel // (2 * lanes)
     return MatrixParameters(
         beat_bytes=config.beat_bytes,
         k_lanes=lanes,
-        cells=config.macs_per_channel // (2 * lanes),
+        cells=cells,
         dsp_kind=config.dsp_kind,
         chain_length=config.chain_length,
+        twin=cells > 1 and lanes < 2 * config.beat_bytes and config.sfu_lanes >= TWIN_SFU_LANES,
         full_pairs=PACKS_FULL_CODES[config.dsp_kind],
     )

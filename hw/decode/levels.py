@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Value
-from amaranth.lib import memory
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, memory
 
-from flightllm.hw.decode.layout import CODES_PER_TABLE
+from flightllm.hw.decode.layout import CODES_PER_TABLE, log2
 
-__all__ = ["extract", "levels", "live_blocks", "place", "table_memory"]
+__all__ = ["extract", "extract_next", "levels", "live_blocks", "place", "table_memory"]
 
 
 def _bit_of(select: int, row: int, code: int) -> tuple[int, int]:
@@ -29,6 +29,32 @@ def extract(m: Module, bits: Value, select: Value, out: Any) -> None:
                 ))
 
 
+def extract_next(m: Module, bits: Value, select: Value, source: Value, first: Any,
+                 out: Any) -> None:  # fmt: skip
+    """The codes of a second part, which follow those of the first.
+
+    Behind `k_lanes` codes a row they are of at most 4 bits, for both parts come from as many bytes;
+    behind fewer, a power of two of them, `extract` has found them too.
+    """
+    lanes = len(out[0])
+    beyond = Signal(data.ArrayLayout(data.ArrayLayout(8, lanes), 2))
+    with m.Switch(select):
+        for option in range(1, 5):
+            with m.Case(option):
+                for row in range(2):
+                    for code in range(lanes):
+                        at, width = _bit_of(option, row, lanes + code)
+                        m.d.comb += beyond[row][code].eq(bits[at : at + width])
+    for row in range(2):
+        for code in range(lanes):
+            value: Any = beyond[row][code]
+            for shift in range(1, log2(lanes) - 1):
+                count = lanes >> shift
+                if code < count:
+                    value = Mux(source == shift, first[row][count + code], value)
+            m.d.comb += out[row][code].eq(value)
+
+
 def place(codes: list[Value], kept: Value) -> list[Value]:
     """Codes by lane: N of them to the first lanes of each window of 8 lanes; 8 when dense."""
     placed = []
@@ -43,20 +69,21 @@ def place(codes: list[Value], kept: Value) -> list[Value]:
     return placed
 
 
-def live_blocks(span: Value, dense: Value, blocks: int) -> Value:
-    """Which windows of 8 lanes have elements."""
+def live_blocks(span: Value, dense: Value, couple: Value, blocks: int, part: int) -> Value:
+    """Which windows of 8 lanes of a part have elements."""
     count = Mux(dense, span >> 3, span >> 4)
-    return Cat(w < count for w in range(blocks))
+    own = Cat(w < count for w in range(blocks))
+    return Mux(couple, own, Cat(w + blocks < count for w in range(blocks))) if part else own
 
 
-def levels(m: Module, store: memory.Memory, codes: list[list[Value]], tag: Any, live: Value,
-           out: Any) -> None:  # fmt: skip
-    """The INT8 level of each lane of each row; 0 where there is none.
+def levels(m: Module, store: memory.Memory, codes: list[list[Value]], tag: Any, second: Any,
+           live: Value, out: Any) -> None:  # fmt: skip
+    """The INT8 level of each lane of each row of a part; 0 where there is none.
 
     Two's complement is made as zero points are: (code ^ sign bit) - sign bit.
     """
     for row, row_codes in enumerate(codes):
-        zero = Mux(tag.zero, tag.second[row][:8], tag.sign)
+        zero = Mux(tag.zero, second[row][:8], tag.sign)
         for lane, code in enumerate(row_codes):
             w, j = divmod(lane, 8)
             port = store.read_port(domain="comb")

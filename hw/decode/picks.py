@@ -45,7 +45,8 @@ def _ones(bits: Value) -> Value:
     return sum(bits[1:], start=bits[0])
 
 
-def choose(m: Module, ranked: Any, dense: Value, indices: Value, kept: Value) -> list[Signal]:
+def choose(m: Module, ranked: Any, dense: Value, indices: Value, kept: Value,
+           name: str) -> list[Signal]:  # fmt: skip
     """The pick of each lane: lane 8w + j takes the set bit of rank j of window w.
 
     Parameters
@@ -59,7 +60,7 @@ def choose(m: Module, ranked: Any, dense: Value, indices: Value, kept: Value) ->
             place = Cat(
                 Cat(hit for k, hit in enumerate(found, j) if k >> b & 1).any() for b in range(4)
             )
-            pick = Signal(4, name=f"pick_{w}_{j}")
+            pick = Signal(4, name=f"{name}_{w}_{j}")
             with m.If(dense):
                 m.d.comb += pick.eq(j)
             with m.Elif(indices):

@@ -38,6 +38,7 @@ class Planner(wiring.Component):
     ----------
     beat_bytes, k_lanes : see `MatrixParameters`.
     full_pairs : pairs of full 8-bit levels go out together.
+    twin : slices may have two parts.
 
     Members
     -------
@@ -47,8 +48,9 @@ class Planner(wiring.Component):
     fault : pulses when a command's format is none that the unit decodes; it is dropped.
     """
 
-    def __init__(self, beat_bytes: int, k_lanes: int, full_pairs: bool) -> None:
+    def __init__(self, beat_bytes: int, k_lanes: int, full_pairs: bool, twin: bool) -> None:
         self.beat_bytes, self.k_lanes, self.full_pairs = beat_bytes, k_lanes, full_pairs
+        self.twin = twin
         super().__init__({
             "i": In(stream.Signature(Command)),
             "o": Out(stream.Signature(Plan(k_lanes))),
@@ -63,6 +65,7 @@ class Planner(wiring.Component):
         m = Module()
         command, plan = Signal(Command), Signal(Plan(self.k_lanes))
         total = Signal(len(command.pairs) + len(command.kgroups))
+        singles = Signal(len(command.singles) + len(command.kgroups))
         bad, bank, index = Signal(), Signal(), Signal(range(CODES_PER_TABLE))
         m.d.comb += self.o.payload.eq(plan)
         with m.FSM():
@@ -76,13 +79,14 @@ class Planner(wiring.Component):
                 m.d.sync += [
                     bad.eq(self._bad(command)),
                     total.eq(_times(command.pairs, command.kgroups[:8])),
+                    singles.eq(_times(command.kgroups, command.singles) if self.twin else 0),
                 ]
                 m.next = "high"
             with m.State("high"):
                 m.d.sync += total.eq(total + (_times(command.pairs, command.kgroups[8:]) << 8))
                 m.next = "count"
             with m.State("count"):
-                self._counts(m, command, plan, total)
+                self._counts(m, command, plan, total, singles)
                 m.d.sync += plan.bank.eq(bank)
                 m.d.comb += self.fault.eq(bad)
                 with m.If(bad | (total == 0)):
@@ -134,11 +138,12 @@ class Planner(wiring.Component):
         word, dense = command.word, ~command.word.kept.any()
         last = (word.group << 4) - 1  # last element of a group
         reach = log2(lanes) + 1  # exponent of a sparse slice's elements
-        span = Signal(unsigned(reach + 1))
-        m.d.comb += span.eq(Mux(dense, last[: reach - 1], last[:reach]) + 1)
+        span, join = Signal(unsigned(reach + 1)), Signal()
+        m.d.comb += span.eq(Mux(dense & ~join, last[: reach - 1], last[:reach]) + 1)
         codes = Mux(dense, span, (span >> 4) << word.kept)
-        full = Mux(dense, lanes, (lanes // 8) << word.kept)
+        full = Mux(dense, lanes << join, (lanes // 8) << word.kept)
         group_codes = Mux(dense, word.group << 4, word.group << word.kept)
+        self._twins(m, command, plan, join, group_codes)
         size = Signal(24)  # bytes of codes in a unit: 2 rows, 16 or `pairs` pair-groups
         m.d.comb += size.eq(
             _times(Mux(word.whole, command.pairs << 3, group_codes << 2), word.bits)
@@ -154,7 +159,7 @@ class Planner(wiring.Component):
             plan.sections[3].eq(beats),
             plan.sections[4].eq(padded - beats),
             plan.header.eq(word.scale | word.second.any() | ~dense),
-            plan.slices.eq(Mux(dense, last >> (reach - 1), last >> reach)),
+            plan.slices.eq(Mux(dense & ~join, last >> (reach - 1), last >> reach)),
             plan.bytes.eq(_times(full, word.bits) >> 2),
             plan.last_bytes.eq(_times(codes, word.bits) >> 2),
             plan.last_span.eq(span),
@@ -174,6 +179,27 @@ class Planner(wiring.Component):
         half = word.indices & (word.kept == 1)
         m.d.sync += plan.lanes_shift.eq(exponent - half)
 
+    def _twins(self, m: Module, command: Any, plan: Any, join: Signal, group_codes: Any) -> None:
+        """What second parts of slices hold; both parts come from 2 * k_lanes bytes."""
+        word, lanes, narrow = command.word, self.k_lanes, command.word.bits <= 4
+        dense = ~word.kept.any()
+        sparse_fits = ~word.private & (word.group <= lanes // 8)
+        fits = command.twin & (dense | sparse_fits)
+        matches = [
+            (group_codes == lanes >> shift) & (narrow if shift == 0 else 1)
+            for shift in range(log2(lanes) - 1)
+        ]
+        if self.twin:
+            m.d.comb += join.eq(command.twin & dense & narrow & (word.group > lanes // 16))
+        m.d.sync += [
+            plan.join.eq(join),
+            plan.couple.eq(fits & Cat(matches).any() if self.twin else 0),
+            plan.source.eq(Cat(
+                Cat(match for shift, match in enumerate(matches) if shift >> bit & 1).any()
+                for bit in range(3)
+            )),
+        ]  # fmt: skip
+
     def _index_beats(self, word: Any) -> Value:
         """A mask takes 16 bits for 16 elements; two 4-bit indices take 8."""
         half = word.indices & (word.kept == 1)
@@ -181,11 +207,14 @@ class Planner(wiring.Component):
         assert INDEX_BYTES >= 512  # the largest that `_bad` lets through
         return ((size + 63) >> 6) << (6 - log2(self.beat_bytes))
 
-    def _counts(self, m: Module, command: Any, plan: Any, total: Value) -> None:
+    def _counts(self, m: Module, command: Any, plan: Any, total: Value, singles: Value) -> None:
+        coupled = (total - Mux(command.word.cyclic, 0, singles))[: len(total)]
         last = (total - 1)[: len(total)]
         whole, pairs = command.word.whole, command.pairs - 1
         m.d.sync += [
             plan.units.eq(Mux(whole, command.kgroups - 1, last >> log2(PAIRS))),
             plan.pairs.eq(Mux(whole, pairs, PAIRS - 1)),
             plan.final_pairs.eq(Mux(whole, pairs, last[: log2(PAIRS)])),
+            plan.coupled.eq(Mux(whole, (1 << len(plan.coupled)) - 1, (coupled >> log2(PAIRS)) + 1)),
+            plan.coupled_pairs.eq(coupled[: log2(PAIRS)]),
         ]

@@ -2,13 +2,20 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.decode.headers import HeaderStore
 from flightllm.hw.decode.layout import Command, Slice, Tag, log2
-from flightllm.hw.decode.levels import extract, levels, live_blocks, place, table_memory
+from flightllm.hw.decode.levels import (
+    extract,
+    extract_next,
+    levels,
+    live_blocks,
+    place,
+    table_memory,
+)
 from flightllm.hw.decode.picks import aligned_index, choose, ranks, ranks_layout
 from flightllm.hw.decode.plan import Planner
 from flightllm.hw.decode.ring import CodeRing, align
@@ -26,17 +33,19 @@ class DecodeUnit(wiring.Component):
     beat_bytes : 16, 32 or 64.
     k_lanes : lanes of a slice; a power of two from 16 to 2 * beat_bytes.
     full_pairs : pairs of full 8-bit levels share a multiplier; else such slices go out row by row.
+    twin : slices have a second part, used for commands that want it.
 
     Members
     -------
     commands : In(stream of Command), one a matrix, in the order of the beats.
     beats : In(stream of 8 * beat_bytes bits).
-    slices : Out(stream of Slice(k_lanes)).
+    slices : Out(stream of Slice(k_lanes, twin)).
     fault : Out(1), pulses when a command has a format that no packer makes; it is dropped.
     busy : Out(1), a command, a beat's worth of codes or a slice is still inside.
     """
 
-    def __init__(self, beat_bytes: int, k_lanes: int, full_pairs: bool = True) -> None:
+    def __init__(self, beat_bytes: int, k_lanes: int, full_pairs: bool = True,
+                 twin: bool = False) -> None:  # fmt: skip
         if beat_bytes not in (16, 32, 64):
             raise ValueError(f"Beat must be of 16, 32 or 64 bytes, not {beat_bytes!r}")
         if k_lanes not in (16, 32, 64, 128) or k_lanes > 2 * beat_bytes:
@@ -45,10 +54,11 @@ class DecodeUnit(wiring.Component):
                 f"not {k_lanes!r}"
             )
         self.beat_bytes, self.k_lanes, self.full_pairs = beat_bytes, k_lanes, full_pairs
+        self.twin = twin
         super().__init__({
             "commands": In(stream.Signature(Command)),
             "beats": In(stream.Signature(8 * beat_bytes)),
-            "slices": Out(stream.Signature(Slice(k_lanes))),
+            "slices": Out(stream.Signature(Slice(k_lanes, twin))),
             "fault": Out(1),
             "busy": Out(1),
         })  # fmt: skip
@@ -56,11 +66,11 @@ class DecodeUnit(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         size = (self.beat_bytes, self.k_lanes)
-        m.submodules.planner = planner = Planner(*size, self.full_pairs)
+        m.submodules.planner = planner = Planner(*size, self.full_pairs, self.twin)
         m.submodules.sections = sections = Sections(*size)
-        m.submodules.headers = headers = HeaderStore(*size)
+        m.submodules.headers = headers = HeaderStore(*size, self.twin)
         m.submodules.ring = ring = CodeRing(*size)
-        m.submodules.walker = walker = Walker(self.k_lanes)
+        m.submodules.walker = walker = Walker(self.k_lanes, self.twin)
         wiring.connect(m, wiring.flipped(self.commands), planner.i)
         wiring.connect(m, wiring.flipped(self.beats), sections.beats)
         wiring.connect(m, planner.o, sections.plan)
@@ -86,7 +96,7 @@ class DecodeUnit(wiring.Component):
         """Four steps: read, align, cut into codes, look up. A step waits only for the next one."""
         valid = [Signal(name=f"valid_{k}") for k in range(4)]
         step = [Signal(name=f"step_{k}") for k in range(4)]
-        tags = [Signal(Tag(self.k_lanes), name=f"tag_{k}") for k in range(3)]
+        tags = [Signal(Tag(self.k_lanes, self.twin), name=f"tag_{k}") for k in range(3)]
         for k in range(4):
             onward = self.slices.ready if k == 3 else step[k + 1]
             m.d.comb += step[k].eq(~valid[k] | onward)
@@ -108,7 +118,7 @@ class DecodeUnit(wiring.Component):
         self._look_up(m, planner, step[3], tags[2], codes, ranked)
 
     def _fetch(self, m: Module, step: Any, tags: Any, walker: Any, ring: Any, headers: Any) -> Any:
-        """The first three steps: (codes by row, ranked index bits) of the third."""
+        """The first three steps: (codes by row, ranked index bits) of the third, by part."""
         def register(k: int, value: Any, name: str) -> Any:
             out = Signal.like(value, name=name, reset_less=True)
             with m.If(step[k]):
@@ -117,14 +127,28 @@ class DecodeUnit(wiring.Component):
 
         head, offset = register(0, ring.head, "head"), register(0, ring.offset, "offset")
         block = register(0, headers.index, "index_block")
-        fine = register(0, walker.index_place[: log2(self.k_lanes // 8)], "index_fine")
+        places = [walker.index_place, walker.index_next][: 1 + self.twin]
+        fine = [
+            register(0, place[: log2(len(block) // 16)], f"index_fine_{k}")
+            for k, place in enumerate(places)
+        ]
         bits = register(1, align(head, offset, self.k_lanes), "bits")
-        index = register(1, aligned_index(block, fine), "index")
-        found = Signal(data.ArrayLayout(data.ArrayLayout(8, self.k_lanes), 2))
-        extract(m, bits, tags[1].select, found)
-        ranked = Signal(ranks_layout(self.k_lanes))
-        ranks(m, index, ranked)
-        return register(2, found, "codes"), register(2, ranked, "ranked_2")
+        index = [
+            register(1, aligned_index(block, place)[: 2 * self.k_lanes], f"index_{k}")
+            for k, place in enumerate(fine)
+        ]
+        rows = data.ArrayLayout(data.ArrayLayout(8, self.k_lanes), 2)
+        found = [Signal(rows, name=f"found_{k}") for k in range(1 + self.twin)]
+        extract(m, bits, tags[1].select, found[0])
+        if self.twin:
+            extract_next(m, bits, tags[1].select, tags[1].source, *found)
+        ranked = [Signal(ranks_layout(self.k_lanes), name=f"ranked_{k}") for k in range(len(index))]
+        for mask, out in zip(index, ranked):
+            ranks(m, mask, out)
+        return (
+            [register(2, value, f"codes_{k}") for k, value in enumerate(found)],
+            [register(2, value, f"ranked_2_{k}") for k, value in enumerate(ranked)],
+        )
 
     def _look_up(self, m: Module, planner: Any, step: Any, tag: Any, codes: Any,
                  ranked: Any) -> None:  # fmt: skip
@@ -135,16 +159,21 @@ class DecodeUnit(wiring.Component):
             write.addr.eq(planner.table_address),
             write.data.eq(planner.table_data),
         ]
-        made = Signal(Slice(self.k_lanes))
-        live = live_blocks(tag.span, tag.dense, self.k_lanes // 8)
+        made = Signal(Slice(self.k_lanes, self.twin))
         kept = Signal(2)
         m.d.comb += kept.eq(tag.kept)  # 0 when dense
-        placed = [place(list(row), kept) for row in codes]
-        levels(m, store, placed, tag, live, made.codes)
-        picks = choose(m, ranked, tag.dense, tag.indices, tag.kept)
-        m.d.comb += made.picks.eq(Cat(picks))
-        for name in ("span", "dense", "rows", "sums", "again", "first", "last", "final", "scale",
-                     "second"):  # fmt: skip
+        for part in range(1 + self.twin):
+            placed = [place(list(row), kept) for row in codes[part]]
+            live = live_blocks(tag.span, tag.dense, tag.couple, self.k_lanes // 8, part)
+            second = tag.second[0]
+            if part:
+                second = Mux(tag.couple, tag.second[1].as_value(), second.as_value())
+                second = data.View(tag.second[0].shape(), second)
+            levels(m, store, placed, tag, second, live, made.codes[part])
+            picks = choose(m, ranked[part], tag.dense, tag.indices, tag.kept, f"pick_{part}")
+            m.d.comb += made.picks[part].eq(Cat(picks))
+        for name in ("span", "dense", "rows", "sums", "again", "first", "last", "final", "join",
+                     "couple", "scale", "second"):  # fmt: skip
             m.d.comb += getattr(made, name).eq(getattr(tag, name))
         with m.If(step):
             m.d.sync += self.slices.payload.eq(made)

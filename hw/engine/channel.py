@@ -1,8 +1,9 @@
 """The array beside one channel: cells, lanes and the memory of finished results."""
 
+from itertools import product
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -43,7 +44,7 @@ class ChannelArray(wiring.Component):
         self.size, self.stages, self.cells = size, stages, cells
         batch = Step(size).members["batch"]
         super().__init__({
-            "slice": In(Slice(size.k_lanes)),
+            "slice": In(Slice(size.k_lanes, size.twin)),
             "step": In(Step(size)), "step_valid": In(1),
             "windows": In(data.ArrayLayout(window_layout(size.k_lanes), size.cells)),
             "control": In(Control(size)),
@@ -61,68 +62,112 @@ class ChannelArray(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         size = self.size
-        codes = Signal(self.slice.codes.shape(), reset_less=True)
-        picks = Signal(self.slice.picks.shape(), reset_less=True)
-        rows = Signal(2, reset_less=True)
-        m.d.sync += [
-            codes.eq(self.slice.codes), picks.eq(self.slice.picks), rows.eq(self.slice.rows),
-        ]  # fmt: skip
+        given = self._given(m)
         factors = self._factors(m)
+        sums = []
         for c, cell in enumerate(self.cells):
             m.submodules[f"cell_{c}"] = cell
-            m.d.comb += [
-                cell.codes.eq(codes), cell.picks.eq(picks), cell.rows.eq(rows),
-                cell.windows.eq(self.windows[c]),
-            ]  # fmt: skip
-            words = []
-            for row in range(2):
-                m.submodules[f"lane_{c}_{row}"] = lane = Lane(size, len(cell.sums[row]))
+            m.d.comb += cell.windows.eq(self.windows[c])
+            for name, values in given.items():
+                value = values[0]
+                if c == 1 and len(values) > 1:
+                    value = Mux(self.mode.twin, values[1], value)
+                m.d.comb += getattr(cell, name).eq(value)
+            sums.append([cell.sums[row] for row in range(2)])
+        if size.twin:
+            sums = self._paired(m, sums)
+        words = []
+        for c, rows in enumerate(sums):
+            own = []
+            for row, value in enumerate(rows):
+                m.submodules[f"lane_{c}_{row}"] = lane = Lane(size, len(value))
                 m.d.comb += [
-                    lane.sum.eq(cell.sums[row]), lane.ones.eq(self.ones[c]),
+                    lane.sum.eq(value), lane.ones.eq(self.ones[c]),
                     lane.control.eq(self.control),
                     lane.mode.eq(self.mode),
-                    lane.scale.eq(factors["scale"][row]),
-                    lane.minimum.eq(factors["second"][row]),
+                    lane.scale.eq(factors["scale"][row, c == 1]),
+                    lane.minimum.eq(factors["second"][row, c == 1]),
                 ]  # fmt: skip
-                words.append(lane.result)
-            self._results(m, c, Cat(words))
+                own.append(lane.result)
+            words.append(Cat(own))
+        for c in range(size.cells):
+            self._results(m, c, words)
         self._emitted(m)
         return m
 
-    def _factors(self, m: Module) -> dict[str, list[Any]]:
-        """Scales and minima as float32, at stage `scaled`."""
-        out: dict[str, list[Any]] = {"scale": [], "second": []}
+    def _given(self, m: Module) -> dict[str, list[Any]]:
+        """What the cells take of a slice, a cycle later, by part."""
+        out: dict[str, list[Any]] = {}
+        for name in ("codes", "picks", "rows"):
+            field = getattr(self.slice, name)
+            parts = [field] if name == "rows" else [part.as_value() for part in field]
+            out[name] = []
+            for k, part in enumerate(parts):
+                later = Signal(len(part), name=f"{name}_{k}", reset_less=True)
+                m.d.sync += later.eq(part)
+                out[name].append(later)
+        return out
+
+    def _paired(self, m: Module, sums: list[list[Any]]) -> list[list[Any]]:
+        """Both parts of a twin slice added where they are of the same pair of rows."""
+        out: list[list[Any]] = []
+        for c, rows in enumerate(sums):
+            out.append([])
+            for row, value in enumerate(rows):
+                total = Signal(signed(len(value) + 1), name=f"paired_{c}_{row}", reset_less=True)
+                more = Mux(self.control.add_parts, sums[1][row], 0) if c == 0 else 0
+                m.d.sync += total.eq(value + more)
+                out[-1].append(total)
+        return out
+
+    def _factors(self, m: Module) -> dict[str, dict[tuple[int, bool], Any]]:
+        """Scales and minima as float32, at stage `scaled`; by row, and of the second cell apart."""
+        out: dict[str, dict[tuple[int, bool], Any]] = {"scale": {}, "second": {}}
         for name, values in out.items():
-            for row in range(2):
-                value: Any = getattr(self.slice, name)[row]
+            field = getattr(self.slice, name)
+            for row, other in product(range(2), (False, True)):
+                value: Any = field[0][row]
+                if other and not self.size.twin:
+                    values[row, other] = values[row, False]
+                    continue
+                if other:
+                    value = Mux(self.slice.couple, field[1][row], value)
                 if name == "scale":
                     value = Mux(self.mode.scaled, value, HALF_ONE)
-                for k in range(self.stages.scaled - 1):
-                    later = Signal(16, name=f"{name}_{row}_{k + 1}", reset_less=True)
-                    m.d.sync += later.eq(value)
-                    value = later
-                m.submodules[f"{name}_{row}_widen"] = widen = HalfToFloat(1)
-                m.d.comb += [widen.en.eq(1), widen.i.eq(value)]
-                values.append(widen.o)
+                values[row, other] = self._widened(m, value, f"{name}_{row}_{int(other)}")
         return out
+
+    def _widened(self, m: Module, value: Any, name: str) -> Any:
+        for k in range(self.stages.scaled - 1):
+            later = Signal(16, name=f"{name}_{k + 1}", reset_less=True)
+            m.d.sync += later.eq(value)
+            value = later
+        m.submodules[f"{name}_widen"] = widen = HalfToFloat(1)
+        m.d.comb += [widen.en.eq(1), widen.i.eq(value)]
+        return widen.o
 
     def _slots(self, pair: Any) -> tuple[Any, Any]:
         """Part of a block's rows that a pair belongs to, and its place there."""
         inside = log2(self.size.out_lanes // 2)
         return pair[inside:], pair[:inside]
 
-    def _results(self, m: Module, cell: int, words: Any) -> None:
-        """A pair of rows a write, `out_lanes` rows a read."""
+    def _results(self, m: Module, cell: int, words: list[Any]) -> None:
+        """A pair of rows a write, of a twin slice two; `out_lanes` rows a read."""
         size, control = self.size, self.control
         places = size.out_lanes // 2
         part, place = self._slots(control.pair)
         m.submodules[f"results_{cell}"] = store = Ram(
             32 * size.out_lanes, 1 << len(self.read.as_value()), 64
         )  # fmt: skip
+        own = other = words[cell]
+        if size.twin and cell == 0:
+            other = Mux(control.couple, words[1], own)
         m.d.comb += [
-            store.write_enable.eq(Mux(control.result_en, Const(1, places) << place, 0)),
+            store.write_enable.eq(
+                Mux(control.result_en, Cat(1, control.couple) << place, 0)[:places]
+            ),
             store.write_address.eq(Cat(control.batch_out, part, control.half)),
-            store.write_data.eq(words.replicate(places)),
+            store.write_data.eq(_by_turns(own, other, places)),
             store.read_enable.eq(1),
             store.read_address.eq(self.read),
             self.results[cell].eq(store.read_data),
@@ -135,11 +180,19 @@ class ChannelArray(wiring.Component):
         part, place = self._slots(self.step.pair)
         m.submodules.emitted = store = Ram(16 * size.out_lanes, 2 * size.parts, 32)
         write = self.step_valid & self.step.end & self.step.finish
+        own = other = self.slice.second[0].as_value()
+        if size.twin:
+            other = Mux(self.step.couple, self.slice.second[1].as_value(), own)
         m.d.comb += [
-            store.write_enable.eq(Mux(write, Const(1, places) << place, 0)),
+            store.write_enable.eq(Mux(write, Cat(1, self.step.couple) << place, 0)[:places]),
             store.write_address.eq(Cat(part, self.step.half)),
-            store.write_data.eq(self.slice.second.as_value().replicate(places)),
+            store.write_data.eq(_by_turns(own, other, places)),
             store.read_enable.eq(1),
             store.read_address.eq(Cat(self.read.part, self.read.half)),
             self.emitted.eq(store.read_data),
         ]
+
+
+def _by_turns(even: Any, odd: Any, places: int) -> Any:
+    """Words for the places of a result: even pairs of rows, odd pairs of rows."""
+    return Cat((even, odd)[k % 2] for k in range(places))

@@ -18,8 +18,8 @@ _BASES = ("src", "scale", "dst", "add")
 _OPERANDS = ("rows", "kgroups", "first", "start", "emit", "table", "n2")
 
 
-Mode = data.StructLayout({"scaled": 1, "minima": 1, "dense": 1})
-"""What the lanes want to know of a format: it has scales, it has minima, it is dense."""
+Mode = data.StructLayout({"scaled": 1, "minima": 1, "dense": 1, "twin": 1})
+"""What the array wants to know: the format has scales, has minima, is dense; slices are twins."""
 
 
 class Job(data.StructLayout):
@@ -31,6 +31,7 @@ class Job(data.StructLayout):
     src1, src2, scale1, scale2, dst1, dst2, add1 : their strides.
     n1, n2 : vectors. rows, kgroups, first, start : of the matrix. word : its format.
     addend : there is one.
+    twin : the array takes twin slices: there is one vector.
     pairs : row pairs of the channels that have most (cyclic: of their chunks).
     extra : channels that have one unit more than the others; 0 when all have the same. A unit is
         a pair of rows, or a chunk of a cyclic matrix.
@@ -43,7 +44,7 @@ class Job(data.StructLayout):
             | dict.fromkeys(("src1", "src2", "scale1", "scale2", "dst1", "dst2", "add1"), 32)
             | {
                 "n1": COUNT_BITS, "n2": COUNT_BITS, "rows": ROWS_BITS, "kgroups": KGROUPS_BITS,
-                "first": ROWS_BITS, "start": ROWS_BITS, "word": FormatWord, "addend": 1,
+                "first": ROWS_BITS, "start": ROWS_BITS, "word": FormatWord, "addend": 1, "twin": 1,
                 "pairs": PAIRS_BITS, "extra": range(size.channels), "offset": range(size.channels),
             }
         )  # fmt: skip

@@ -49,6 +49,12 @@ class Lane(wiring.Component):
         m.submodules.accumulators = store = Ram(32, size.accumulators)
         total, total_ones = Signal(signed(32)), Signal(signed(GROUP_BITS))
         before = Mux(control.clear_total, 0, store.read_data.as_signed())
+        # An entry that is read while it is written.
+        same, written = Signal(), Signal(32, reset_less=True)
+        m.d.sync += [
+            same.eq(control.write_en & (control.write == control.read)),
+            written.eq(self.result.as_value()),
+        ]
         m.d.sync += [total.eq(group + before), total_ones.eq(Mux(self.mode.dense, self.ones, ones))]
         term = self._scaled(m, total, total_ones)
         m.submodules.accumulate = accumulate = FloatAdd(size.add)
@@ -56,7 +62,7 @@ class Lane(wiring.Component):
             store.read_enable.eq(1),
             store.read_address.eq(control.read),
             accumulate.en.eq(1),
-            accumulate.i.a.eq(Mux(control.clear, 0, store.read_data)),
+            accumulate.i.a.eq(Mux(control.clear, 0, Mux(same, written, store.read_data))),
             accumulate.i.b.eq(term),
             self.result.eq(accumulate.o),
             store.write_enable.eq(control.write_en),

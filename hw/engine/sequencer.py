@@ -13,7 +13,7 @@ from flightllm.spec.formats import BLOCK
 
 __all__ = ["FLAGS", "INTEGER_DISTANCE", "Sequencer", "Step"]
 
-FLAGS = ("first", "last", "again", "sums", "dense")
+FLAGS = ("first", "last", "again", "sums", "dense", "join", "couple")
 """What the sequencer wants to know of a slice; see `hw.decode.layout.Slice`."""
 INTEGER_DISTANCE = 3
 """Cycles between two visits of an integer accumulator, at least."""
@@ -29,6 +29,7 @@ class Step(data.StructLayout):
     ones : the slice is of ones. end : the group is complete.
     begin, finish : the group is the first, the last one of the reduction.
     batch : of vectors. entry : the accumulator.
+    couple : the slice's second part is of the next pair.
     half, pair : place in the result memory. close : the block's results are complete.
     """
 
@@ -36,7 +37,7 @@ class Step(data.StructLayout):
         super().__init__({
             "fresh": 1, "fresh_ones": 1, "ones": 1, "end": 1, "begin": 1, "finish": 1,
             "batch": range(size.batches), "entry": range(size.accumulators),
-            "half": 1, "pair": log2(BLOCK_PAIRS), "close": 1,
+            "couple": 1, "half": 1, "pair": log2(BLOCK_PAIRS), "close": 1,
         })  # fmt: skip
 
 
@@ -55,7 +56,7 @@ class Sequencer(wiring.Component):
     job, start : In, see `WindowStore`.
     has_last : In, a bit a channel: it has a row pair (cyclic: a chunk) in the last place.
     valid, flags : In, of each channel's slice. ready : Out, the slice is taken.
-    full, batches : In, from `WindowStore`. free, batch, place, half, dense : Out, to it.
+    full, batches : In, from `WindowStore`. free, batch, place, half, dense, join : Out, to it.
     step_valid, step : Out, to the array.
     freed : In, the epilogue is done with a half of the result memory.
     """
@@ -70,7 +71,7 @@ class Sequencer(wiring.Component):
             )),
             "full": In(1), "batches": In(range(size.batches)), "free": Out(1),
             "batch": Out(range(size.batches)), "place": Out(log2(size.windows)),
-            "half": Out(1), "dense": Out(1),
+            "half": Out(1), "dense": Out(1), "join": Out(1),
             "step_valid": Out(1), "step": Out(Step(size)),
             "freed": In(1),
         })  # fmt: skip
@@ -79,15 +80,18 @@ class Sequencer(wiring.Component):
         m = Module()
         self.pair, self.group = Signal(PAIRS_BITS), Signal(KGROUPS_BITS)
         self.running, self.final_pair, self.block_end = Signal(), Signal(), Signal()
+        self.upper = Signal.like(self.pair)  # the last pair of the slice
         self.active = Signal(self.size.channels)
         self.flag = Signal(data.StructLayout(dict.fromkeys(FLAGS, 1)))
         job, step = self.job, self.step
         last_chunk = self.pair >> log2(CHUNK_PAIRS) == (job.pairs - 1) >> log2(CHUNK_PAIRS)
-        final = Mux(job.word.cyclic, last_chunk, self.final_pair)
+        # A couple may lack its second pair in some channels; its first is in all.
+        final = Mux(job.word.cyclic, last_chunk, self.pair == job.pairs - 1)
         m.d.comb += [
-            self.final_pair.eq(self.pair == job.pairs - 1),
+            self.upper.eq(self.pair | step.couple),
+            self.final_pair.eq(self.upper == job.pairs - 1),
             self.block_end.eq(
-                self.final_pair | (~job.word.whole & self.pair[: log2(BLOCK_PAIRS)].all())
+                self.final_pair | (~job.word.whole & self.upper[: log2(BLOCK_PAIRS)].all())
             ),
             self.active.eq(self.has_last | (~final).replicate(self.size.channels)),
             step.begin.eq(self.group == 0),
@@ -105,6 +109,8 @@ class Sequencer(wiring.Component):
             step.ones.eq(self.flag.sums),
             step.fresh.eq(self.flag.first),
             step.pair.eq(self.pair),
+            step.couple.eq(self.flag.couple),
+            self.join.eq(self.flag.join),
             ends.eq(self.step_valid & last_batch),
             self.ready.eq(Mux(ends, self.active, 0)),
         ]
@@ -156,7 +162,7 @@ class Sequencer(wiring.Component):
         with m.If(ends):
             m.d.sync += [
                 previous.eq(place),
-                next_place.eq(place + Mux(self.flag.dense, 1, 2)),
+                next_place.eq(place + Mux(self.flag.dense & ~self.flag.join, 1, 2)),
                 ones_seen.eq((ones_seen | self.flag.sums) & ~self.flag.last),
             ]
         with m.If(self.start):
@@ -170,7 +176,7 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             step.entry.eq(entry),
             pair_end.eq(ends & step.end),
-            out_end.eq(self.final_pair | self.pair[: log2(BLOCK_PAIRS)].all()),
+            out_end.eq(self.final_pair | self.upper[: log2(BLOCK_PAIRS)].all()),
             step.half.eq(half),
             step.close.eq(pair_end & step.finish & out_end),
             self.free.eq(pair_end & self.block_end),
@@ -180,11 +186,11 @@ class Sequencer(wiring.Component):
             with m.If(step.end):
                 m.d.sync += entry.eq(entry + 1)
         with m.If(pair_end):
-            m.d.sync += [self.pair.eq(self.pair + 1), half.eq(half ^ step.close)]
+            m.d.sync += [self.pair.eq(self.upper + 1), half.eq(half ^ step.close)]
         with m.If(self.free):
             m.d.sync += entry.eq(0)
             with m.If(step.finish):
-                m.d.sync += [self.group.eq(0), first_pair.eq(self.pair + 1)]
+                m.d.sync += [self.group.eq(0), first_pair.eq(self.upper + 1)]
                 with m.If(self.final_pair):
                     m.d.sync += self.running.eq(0)
             with m.Else():

@@ -23,10 +23,11 @@ class EngineSize:
     ----------
     channels : memory channels of the core.
     k_lanes, cells : see `MatrixParameters`.
-    lanes : words of an access to F; 2 or more.
+    lanes : words of an access to F; 2 or more, with `twin` 4.
     vectors : vectors of one instruction at most.
     accumulators : entries of each lane's accumulator memory, pairs of rows times batches of
         `cells` vectors: 8 pairs of an ordinary matrix, all of a channel's pairs of a whole one.
+    twin : see `MatrixParameters`.
     add, mul, convert : latencies of the float32 units.
     """
 
@@ -36,6 +37,7 @@ class EngineSize:
     lanes: int
     vectors: int
     accumulators: int
+    twin: bool = False
     add: int = 3
     mul: int = 3
     convert: int = 2
@@ -43,6 +45,10 @@ class EngineSize:
     def __post_init__(self) -> None:
         if self.lanes < 2 or self.lanes & (self.lanes - 1):
             raise ValueError(f"F lanes must be a power of two of at least 2, not {self.lanes!r}")
+        if self.twin and (self.cells < 2 or self.lanes < 4):
+            raise ValueError(
+                f"Twin slices must have 2 cells and 4 F lanes, not {self.cells!r}, {self.lanes!r}"
+            )
         if self.accumulators < BLOCK_PAIRS * self.batches:
             raise ValueError(
                 f"Accumulators must be at least {BLOCK_PAIRS * self.batches} for {self.vectors} "
@@ -83,5 +89,5 @@ def engine_size(config: HwConfig, core: int = 0) -> EngineSize:
     pairs = max(BLOCK_PAIRS, -(-(LARGEST_HEAD // 2) // channels))
     return EngineSize(
         channels, made.k_lanes, made.cells, config.sfu_lanes, vectors,
-        pairs * -(-vectors // made.cells),
+        pairs * -(-vectors // made.cells), made.twin,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from flightllm.hw.decode.layout import CODES_PER_TABLE, PAIRS_BITS, Command, log2
 from flightllm.hw.engine.job import Job, take_operands
 from flightllm.hw.engine.shares import Divider
-from flightllm.hw.engine.size import EngineSize
+from flightllm.hw.engine.size import BLOCK_PAIRS, EngineSize
 from flightllm.hw.frontend import UnitFrontEnd, semaphore_signature
 from flightllm.hw.memory.buffers import READ_LATENCY, read_port
 from flightllm.spec.formats import BLOCK, Second
@@ -89,6 +89,7 @@ class Starter(wiring.Component):
                     self.turns.i.eq(job.first + job.start),
                 ]
                 m.d.sync += [
+                    job.twin.eq((job.n1 == 1) & (job.n2 == 1) if self.size.twin else 0),
                     self.base.eq(self.units.quotient), job.extra.eq(self.units.remainder),
                     job.offset.eq(Mux(job.word.cyclic, self.turns.remainder, 0)),
                     job.pairs.eq(Mux(job.word.cyclic, most << log2(BLOCK // 2), most)),
@@ -139,6 +140,7 @@ class Starter(wiring.Component):
         self.table_words = [Signal(32, name=f"table_{k}") for k in range(TABLE_WORDS)]
         self.offered, self.accepted = Signal(size.channels), Signal(size.channels)
         self.count = Signal(2 * len(job.n1))
+        common = self.base & -BLOCK_PAIRS  # pairs in blocks that all channels have whole
         m.d.comb += self.count.eq(job.n1 * job.n2)
         for c, command in enumerate(self.commands):
             turn = Signal(range(2 * size.channels), name=f"turn_{c}")
@@ -156,6 +158,8 @@ class Starter(wiring.Component):
                 command.payload.sums.eq(
                     (job.word.second == Second.MINIMUM) & job.word.kept.any()
                 ),
+                command.payload.twin.eq(job.twin),
+                command.payload.singles.eq(units - common),
                 command.payload.pairs.eq(
                     Mux(job.word.cyclic, units << log2(BLOCK // 2), units)
                 ),

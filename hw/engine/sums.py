@@ -30,7 +30,7 @@ class ActivationSums(wiring.Component):
     Members
     -------
     filled, data : In, a window from A. elements : In, of a group.
-    batch, bank : In, of the step that begins.
+    batch, bank : In, of the step that begins. twin : In, the second cell has the first's vector.
     sums : Out, one a cell, of the step that is at `stage`.
     """
 
@@ -40,7 +40,7 @@ class ActivationSums(wiring.Component):
             "filled": In(Filled(size)),
             "data": In(data.ArrayLayout(signed(8), size.window_bytes)),
             "elements": In(9),
-            "batch": In(range(size.batches)), "bank": In(1),
+            "batch": In(range(size.batches)), "bank": In(1), "twin": In(1),
             "sums": Out(data.ArrayLayout(signed(ONES_BITS), size.cells)),
         })  # fmt: skip
 
@@ -76,8 +76,11 @@ class ActivationSums(wiring.Component):
             )
             m.submodules[f"cell_{cell}"] = store
             write, read = store.write_port(), store.read_port()
+            own: Any = last.cell == cell
+            if size.twin and cell == 1:
+                own = own | self.twin
             m.d.comb += [
-                write.en.eq(last.valid & last.over & (last.cell == cell)),
+                write.en.eq(last.valid & last.over & own),
                 write.addr.eq(Cat(last.batch, last.bank)), write.data.eq(total),
                 read.addr.eq(Cat(batch, bank)),
             ]  # fmt: skip

@@ -18,7 +18,7 @@ class Stages:
 
     Attributes
     ----------
-    cells : slice and windows enter the cells. sums : their sums are there.
+    cells : slice and windows enter the cells. sums : their sums are there; of twins both parts'.
     total : the group's sum, of integer formats of all groups so far.
     scaled : the sum as float32 meets its scale.
     accumulate : term and accumulator enter the adder. result : the new accumulator is there.
@@ -28,13 +28,13 @@ class Stages:
 
     def __init__(self, size: EngineSize, cell_latency: int) -> None:
         self.cells = 1
-        self.sums = self.cells + cell_latency
+        self.sums = self.cells + cell_latency + size.twin
         self.total = self.sums + 2
         self.scaled = self.total + size.convert
         self.accumulate = self.scaled + size.mul
         self.result = self.accumulate + size.add
         self.late = size.add
-        self.distance = size.add + 2
+        self.distance = size.add + 1
 
 
 class Control(data.StructLayout):
@@ -42,19 +42,22 @@ class Control(data.StructLayout):
 
     Members
     -------
+    add_parts : the sums of a twin slice's parts belong together; a cycle before `valid`.
     valid, fresh, fresh_ones, ones, batch : for the sums that come from the cells.
     clear_total : no integers from before are added. clear : no float32 from before is.
     read, write, write_en : accumulator memory.
-    result_en, batch_out, half, pair : result memory, where this cycle's results go.
+    result_en, batch_out, half, pair, couple : result memory, where this cycle's results go.
     """
 
     def __init__(self, size: EngineSize) -> None:
         step = Step(size).members
         super().__init__({
-            "valid": 1, "fresh": 1, "fresh_ones": 1, "ones": 1, "batch": step["batch"],
+            "add_parts": 1, "valid": 1, "fresh": 1, "fresh_ones": 1, "ones": 1,
+            "batch": step["batch"],
             "clear_total": 1, "clear": 1,
             "read": step["entry"], "write": step["entry"], "write_en": 1,
             "result_en": 1, "batch_out": step["batch"], "half": 1, "pair": step["pair"],
+            "couple": 1,
         })  # fmt: skip
 
 
@@ -97,6 +100,7 @@ class ArrayControl(wiring.Component):
             m.d.comb += signal.eq(Mux(self.mode.minima, late, steps[stage].as_value()))
         m.d.comb += [
             done.eq(Mux(self.mode.minima, valid[end], valid[stages.result])),
+            control.add_parts.eq(self.mode.twin & ~steps[stages.sums - 1].couple),
             control.valid.eq(valid[stages.sums]),
             control.fresh.eq(sums.fresh),
             control.fresh_ones.eq(sums.fresh_ones),
@@ -113,6 +117,7 @@ class ArrayControl(wiring.Component):
             control.batch_out.eq(result.batch),
             control.half.eq(result.half),
             control.pair.eq(result.pair),
+            control.couple.eq(result.couple),
             self.closed.eq(done & result.close),
         ]
         return m

@@ -88,7 +88,7 @@ class MatrixEngine(wiring.Component):
             (starter, epilogue, ("base",)),
             (starter, sequencer, ("has_last",)),
             (windows, sequencer, ("full", "batches")),
-            (sequencer, windows, ("free", "batch", "place", "half", "dense")),
+            (sequencer, windows, ("free", "batch", "place", "half", "dense", "join")),
             (sequencer, control, ("step_valid", "step")),
             (windows, sums, ("filled", "bank")),
             (sequencer, sums, ("batch",)),
@@ -101,6 +101,8 @@ class MatrixEngine(wiring.Component):
             mode.scaled.eq(word.scale),
             mode.minima.eq(word.second == Second.MINIMUM),
             mode.dense.eq(~word.kept.any()),
+            mode.twin.eq(starter.job.twin),
+            windows.twin.eq(mode.twin), sums.twin.eq(mode.twin),
             control.mode.eq(mode),
             sums.data.eq(self.a.data), sums.elements.eq(word.group << 4),
             self.stepping.eq(sequencer.step_valid),
@@ -119,7 +121,9 @@ class MatrixEngine(wiring.Component):
     def _channel(self, m: Module, c: int, array: ChannelArray, starter: Any,
                  sequencer: Any) -> Signal:  # fmt: skip
         """Decode unit of channel `c`, and the steps it takes part in; the unit's fault."""
-        decode = DecodeUnit(self.beat_bytes, self.size.k_lanes, self.full_pairs)
+        decode = DecodeUnit(
+            self.beat_bytes, self.size.k_lanes, self.full_pairs, self.size.twin
+        )
         m.submodules[f"decode_{c}"], m.submodules[f"channel_{c}"] = decode, array
         wiring.connect(m, wiring.flipped(self.beats[c]), decode.beats)
         wiring.connect(m, starter.commands[c], decode.commands)

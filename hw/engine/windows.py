@@ -48,6 +48,8 @@ class WindowStore(wiring.Component):
     batches : Out, batches less one; steady once a bank is full.
     batch, place, half : In, which window of this bank; `half` of it for dense slices.
     dense : In, with the other three: 8 lanes take 8 activations, not 16.
+    twin, join : In, the second cell's window is of the first cell's vector; with `join` it is the
+        other half.
     windows : Out, one a cell, a cycle later.
     filled : Out, what comes from A in this cycle. bank : Out, the bank in use.
     """
@@ -64,7 +66,7 @@ class WindowStore(wiring.Component):
             "batch": In(range(size.batches)),
             "place": In(log2(size.windows)),
             "half": In(1),
-            "dense": In(1),
+            "dense": In(1), "twin": In(1), "join": In(1),
             "windows": Out(data.ArrayLayout(window_layout(size.k_lanes), size.cells)),
             "filled": Out(Filled(size)), "bank": Out(1),
         })  # fmt: skip
@@ -133,23 +135,28 @@ class WindowStore(wiring.Component):
                 blocks.eq(count),
             ]  # fmt: skip
 
+    def _takes(self, target: Any, cell: int) -> Any:
+        own = target.cell == cell
+        return own | self.twin if self.size.twin and cell == 1 else own
+
     def _store(self, m: Module, target: Any, read_bank: Signal) -> None:
         """A memory a cell, a window a word."""
         size, shape = self.size, window_layout(self.size.k_lanes)
-        half, dense = Signal(), Signal()
-        m.d.sync += [half.eq(self.half), dense.eq(self.dense)]
+        halves, dense = Signal(2), Signal()
+        m.d.sync += [halves.eq(Cat(self.half, self.half | self.join)), dense.eq(self.dense)]
         depth = 1 << len(Cat(target.batch, target.place, target.bank))
         for cell in range(size.cells):
             memory = Ram(8 * size.window_bytes, depth)
             m.submodules[f"cell{cell}"] = memory
             m.d.comb += [
-                memory.write_enable.eq(target.valid & (target.cell == cell)),
+                memory.write_enable.eq(target.valid & self._takes(target, cell)),
                 memory.write_address.eq(Cat(target.batch, target.place, target.bank)),
                 memory.write_data.eq(self.a.data),
                 memory.read_enable.eq(1),
                 memory.read_address.eq(Cat(self.batch, self.place, read_bank)),
             ]
             wide = data.View(shape, memory.read_data)
+            half = halves[1] if size.twin and cell == 1 else halves[0]
             narrow = memory.read_data.word_select(half, 8 * size.k_lanes)
             for k in range(size.k_lanes // 8):
                 low = narrow[64 * k : 64 * (k + 1)]

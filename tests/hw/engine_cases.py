@@ -43,7 +43,7 @@ from test_formats import random_tensor  # noqa: E402
 __all__ = ["Case", "Machine", "cyclic", "engine", "plain", "random_case", "random_machine", "whole"]
 
 NOWHERE = Region(Segment("nothing", 0, 0, 0, False), np.zeros((1, 0), np.uint8))
-F_WORDS, A_BYTES, PARAM_WORDS = 1 << 16, 1 << 17, 64
+F_WORDS, A_BYTES, PARAM_WORDS = 1 << 16, 1 << 17, 256
 
 
 @dataclass
@@ -99,6 +99,8 @@ def whole(seed: int, rows: int, blocks: int, bits: int, channels: int, **use: An
 
 def _heads(rng: np.random.Generator, channels: int, vectors: int) -> tuple[int, int, str]:
     """Tokens, heads and unit; a few vectors more often than many."""
+    if rng.integers(3) == 0:
+        return 1, 1, "mv"
     n2 = int(rng.integers(1, min(8, vectors) + 1)) if rng.integers(2) else 1
     if rng.integers(2):
         return 1, n2, "mv"
@@ -207,7 +209,7 @@ class Machine:
         at["dst"] = self._place(n1 * at["dst1"])
         at |= {"add": int(rng.integers(1000, 2000)), "add1": rows + int(rng.integers(0, 5))}
         at["emit"] = self._place(rows) if fmt.second == Second.EMIT else 0
-        at["table"] = int(rng.integers(0, PARAM_WORDS - 4))
+        at["table"] = 5 * len(self.ops) + int(rng.integers(0, 2))
         if case.unit == "mv":
             at = {name: v for name, v in at.items() if name[-1] != "1"}
         else:

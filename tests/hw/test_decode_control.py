@@ -109,8 +109,8 @@ def test_impossible_sizes_are_refused(shape):
         DecodeUnit(*shape)
 
 
-def no_sign(m, store, codes, tag, live, out):
-    return LEVELS(m, store, [[code & 0x7F for code in row] for row in codes], tag, live, out)
+def no_sign(m, store, codes, *others):
+    return LEVELS(m, store, [[code & 0x7F for code in row] for row in codes], *others)
 
 
 def unaligned(head, offset, k_lanes):

@@ -57,7 +57,9 @@ def test_many_random_instructions(tiny: Path) -> None:
 
 
 OTHERS = {
-    "u280": (EngineSize(1, 64, 3, 16, 128, 64 * 43), 64, {}),
+    "u280": (EngineSize(1, 64, 3, 16, 128, 64 * 43, twin=True), 64, {}),
+    "twin": (EngineSize(2, 16, 2, 4, 24, 24 * 24, twin=True), 16, {}),
+    "twin3": (EngineSize(3, 32, 3, 8, 24, 24 * 24, twin=True), 32, {}),
     "dsp48e1": (
         EngineSize(3, 16, 1, 4, 24, 24 * 24), 16,
         {"dsp_kind": "dsp48e1", "full_pairs": False, "modelled": True},

@@ -13,7 +13,7 @@ from flightllm.hw.decode import Command, DecodeUnit, Slice
 from flightllm.spec import formats
 from flightllm.spec.formats import MatrixFormat, Second
 
-__all__ = ["DecodeBench", "command_row", "expected", "rows_of", "slice_arrays"]
+__all__ = ["DecodeBench", "command_row", "expected", "rows_of", "slice_arrays", "twins"]
 
 
 def rows_of(payload: bytes | Any, beat_bytes: int) -> Any:
@@ -29,12 +29,14 @@ def words_of(beat_bytes: int) -> int:
 
 
 def command_row(fmt: MatrixFormat, pairs: int, kgroups: int, beat_bytes: int,
-                sums: bool = False, table: Any = None, word: int | None = None) -> Any:  # fmt: skip
+                sums: bool = False, table: Any = None, word: int | None = None,
+                twin: bool = False, singles: int = 0) -> Any:  # fmt: skip
     """The operand row of a command."""
     levels = [0] * 16 if table is None else [v & 255 for v in table] + [0] * (16 - len(table))
     value, at = 0, 0
-    widths = [sum(bits for _, bits in MatrixFormat.fields()), 1, 18, 16]
-    for field, bits in zip((fmt.word if word is None else word, int(sums), pairs, kgroups), widths):
+    widths = [sum(bits for _, bits in MatrixFormat.fields()), 1, 1, 4, 18, 16]
+    fields = (fmt.word if word is None else word, int(sums), int(twin), singles, pairs, kgroups)
+    for field, bits in zip(fields, widths):
         value |= field << at
         at += bits
     for level in levels:
@@ -57,7 +59,7 @@ class DecodeBench(wiring.Component):
         width = 8 * max(unit.beat_bytes, 32)
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"data": width, "command": 32}))),
-            "o": Out(stream.Signature(Slice(unit.k_lanes))),
+            "o": Out(stream.Signature(Slice(unit.k_lanes, unit.twin))),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -84,20 +86,21 @@ class DecodeBench(wiring.Component):
 FIELDS = ("span", "dense", "rows", "sums", "again", "first", "last", "final")
 
 
-def slice_arrays(words: Any, k_lanes: int) -> dict[str, Any]:
-    """The fields of output rows."""
+def slice_arrays(words: Any, k_lanes: int, twin: bool = False) -> dict[str, Any]:
+    """The fields of output rows; of twin slices codes, picks, scale and second by part."""
+    parts = (2,) if twin else ()
     bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
     out: dict[str, Any] = {}
-    for name, field in Slice(k_lanes):
+    for name, field in Slice(k_lanes, twin):
         part = bits[:, field.offset : field.offset + field.width]
         if name == "codes":
-            part = np.packbits(part.reshape(-1, 2, k_lanes, 8), axis=-1, bitorder="little")[..., 0]
-            out[name] = part.view(np.int8)
+            part = np.packbits(part.reshape(-1, *parts, 2, k_lanes, 8), axis=-1, bitorder="little")
+            out[name] = part[..., 0].view(np.int8)
         elif name == "picks":
-            part = part.reshape(-1, k_lanes, 4)
+            part = part.reshape(-1, *parts, k_lanes, 4)
             out[name] = np.packbits(part, axis=-1, bitorder="little")[..., 0]
         elif name in ("scale", "second"):
-            part = np.packbits(part.reshape(-1, 2, 16), axis=-1, bitorder="little")
+            part = np.packbits(part.reshape(-1, *parts, 2, 16), axis=-1, bitorder="little")
             out[name] = part.view(np.uint16)[..., 0]
         else:
             out[name] = part @ (1 << np.arange(field.width))
@@ -153,6 +156,59 @@ def expected(fmt: MatrixFormat, payload: Any, pairs: int, kgroups: int, k_lanes:
     for name, part in zip(("scale", "second"), _sections(fmt, payload, count)):
         if part is not None:
             out[name] = np.repeat(part, per, axis=0)
+    return out
+
+
+def twins(fmt: MatrixFormat, slices: dict[str, Any], k_lanes: int, units: list[int],
+          coupled: int) -> dict[str, Any]:  # fmt: skip
+    """The twin slices that `expected`'s become.
+
+    Parameters
+    ----------
+    units : pair-groups of each chunk, or block of a whole matrix. coupled : pair-groups, from the
+        first, of which two may share a slice.
+    """
+    per = len(slices["span"]) // sum(units)
+    phases = int(slices["again"][:per].sum()) // (per - int(slices["again"][:per].sum())) + 1
+    dense, stored = fmt.kept == 16, fmt.codes_per_group
+    join = dense and fmt.bits <= 4 and fmt.group > k_lanes
+    couple = not join and stored & (stored - 1) == 0 and stored <= k_lanes // (1 + (fmt.bits > 4))
+    couple &= dense or (not fmt.private and fmt.group <= 2 * k_lanes)
+    chosen: list[tuple[int, int | None, bool]] = []
+    at = 0
+    for size in units:
+        end = at + size
+        while at < end:
+            two = couple and at < coupled and at + 1 < end
+            steps = 2 * phases if join else 1
+            for first in range(0, per, steps):
+                for k in range(first, min(first + steps // 2, per) if join else first + 1):
+                    other = k + phases if join else k + per
+                    there = other < per if join else two
+                    chosen.append((at * per + k, at * per + other if there else None, two))
+            at += 1 + two
+    return _joined(slices, chosen, join)
+
+
+def _joined(slices: dict[str, Any], chosen: list[tuple[int, int | None, bool]],
+            join: bool) -> dict[str, Any]:  # fmt: skip
+    first = np.array([a for a, _, _ in chosen])
+    there = np.array([b is not None for _, b, _ in chosen])
+    second = np.array([a if b is None else b for a, b, _ in chosen])
+    two = np.array([c for _, _, c in chosen])
+    out = {name: part[first] for name, part in slices.items()}
+    for name in ("codes", "picks", "lanes"):
+        other = slices[name][second].copy()
+        other[~there] = 0
+        out[name] = np.stack([out[name], other], axis=1)
+    if join:
+        out["span"] = out["span"] + np.where(there, slices["span"][second], 0)
+    for name in ("last", "final"):
+        out[name] = slices[name][second]
+    out["couple"], out["join"] = two, np.full(len(first), join)
+    for name in ("scale", "second"):
+        if name in slices:
+            out[name] = np.stack([slices[name][first], slices[name][second]], axis=1)
     return out
 
 
