@@ -139,6 +139,7 @@ class EngineTiming:
     result : from a step to the result memory; late : more with minima.
     drain : from the last move of the epilogue to done.
     distance, integer_distance : cycles between two visits of an accumulator.
+    twin : slices have two parts where there is one vector.
     """
 
     channels: int
@@ -148,13 +149,14 @@ class EngineTiming:
     parts: int
     result: int
     full_pairs: bool
+    twin: bool
     start: int = 2
     beats: int = 5
     table: int = 20
     slice: int = 5
     late: int = ADD
     drain: int = 2 + MUL + ADD + 1
-    distance: int = ADD + 2
+    distance: int = ADD + 1
     integer_distance: int = 3
 
 
@@ -162,10 +164,11 @@ class EngineTiming:
 def engine_timing(config: HwConfig, core: int = 0) -> EngineTiming:
     """The engine of a core."""
     made = matrix_parameters(config)
-    sums = 1 + _cell_latency(made)
+    sums = 1 + _cell_latency(made) + made.twin
     return EngineTiming(
         config.channels[core], made.cells, made.k_lanes, made.beat_bytes,
         max(1, 16 // config.sfu_lanes), sums + 2 + CONVERT + MUL + ADD, made.full_pairs,
+        made.twin,
     )  # fmt: skip
 
 
@@ -178,6 +181,7 @@ class MatrixTiming:
     header : beats before the codes of a chunk. chunk : beats of a chunk, or of a pair of rows of
         a 32-token block where the matrix is whole (as a fraction: beats times 64 codes).
     pair_bytes : bytes of codes of a pair-group. slices : steps of one pair-group and batch.
+    share : pair-groups that a step can take, 2 where twin slices hold two.
     scaled : results pass the float accumulators.
     """
 
@@ -185,17 +189,34 @@ class MatrixTiming:
     chunk: int
     pair_bytes: int
     slices: int
+    share: int
     scaled: bool
     minima: bool
     emit: bool
 
 
+def _twins(fmt: MatrixFormat, k_lanes: int, slices: int) -> tuple[int, int]:
+    """(slices of a pair-group, pair-groups of a slice) when slices have two parts.
+
+    Both parts come from 2 * k_lanes bytes: they are halves of a group, or two pairs of rows.
+    """
+    stored = fmt.codes_per_group
+    if fmt.kept == 16 and fmt.group > k_lanes and fmt.bits <= 4:
+        return -(-fmt.group // (2 * k_lanes)), 1
+    fits = stored & (stored - 1) == 0 and stored <= k_lanes // (1 if fmt.bits <= 4 else 2)
+    if fmt.kept != 16:
+        fits = fits and not fmt.private and fmt.group <= 2 * k_lanes
+    return slices, 1 + fits
+
+
 @lru_cache(maxsize=1024)
-def matrix_timing(fmt: MatrixFormat, engine: EngineTiming) -> MatrixTiming:
-    """What a matrix of this format costs the engine."""
+def matrix_timing(fmt: MatrixFormat, engine: EngineTiming, vectors: int) -> MatrixTiming:
+    """What a matrix of this format costs the engine when it meets so many vectors."""
     sparse = fmt.kept != 16
     span = engine.k_lanes * (2 if sparse else 1)
-    slices = -(-fmt.group // span)
+    slices, share = -(-fmt.group // span), 1
+    if engine.twin and vectors == 1:
+        slices, share = _twins(fmt, engine.k_lanes, slices)
     full = fmt.bits == 8 or fmt.table or fmt.second == Second.ZERO
     if (fmt.private and sparse) or (full and not engine.full_pairs):
         slices *= 2
@@ -205,7 +226,8 @@ def matrix_timing(fmt: MatrixFormat, engine: EngineTiming) -> MatrixTiming:
     beat = engine.beat_bytes
     header = (scale + second + index) // beat
     return MatrixTiming(
-        header, header + codes // beat, 2 * fmt.codes_per_group * fmt.bits // 8, slices, fmt.scale,
+        header, header + codes // beat, 2 * fmt.codes_per_group * fmt.bits // 8, slices, share,
+        fmt.scale,
         fmt.second == Second.MINIMUM, fmt.second == Second.EMIT,
     )  # fmt: skip
 

@@ -363,8 +363,8 @@ class CoreTime:
         if not stream.rows:
             return
         begin = max(run.start, self.array) + engine.start
-        made = timing.matrix_timing(stream.fmt, engine)
         vectors = values.get("n1", 1) * values["n2"]
+        made = timing.matrix_timing(stream.fmt, engine, vectors)
         batches = -(-vectors // engine.cells)
         windows = -(-stream.fmt.group // (2 * engine.k_lanes))
         fill = vectors * windows
@@ -381,7 +381,7 @@ class CoreTime:
         shape = np.array([
             0, groups, kind, made.header, made.chunk, made.pair_bytes, made.slices, batches, fill,
             distance, epilogue, result, engine.slice + (beat_slices - 1) * batches, beat_slices,
-            ahead,
+            ahead, made.share,
         ], np.float64)  # fmt: skip
         first = begin + 3 + timing.READ_LATENCY + fill  # the first group's windows are there
         fetched = begin + 1 + vectors + timing.READ_LATENCY  # the vectors' scales, rows' places

@@ -158,17 +158,18 @@ def consume(
     shape : blocks of pairs a group, groups, kind (0 blocked, 1 cyclic, 2 whole), header beats,
         chunk beats, bytes of a pair-group, slices, batches, fill cycles of a group's windows,
         distance, epilogue cycles of a block, result latency, slice latency, slices of a beat,
-        steps that a channel may be ahead.
+        steps that a channel may be ahead, pair-groups that a step takes of blocks which all
+        channels have whole.
     walk : next unit, cycle of the last step, end of the last epilogue, closed blocks, last freed.
     """
     channels = len(pairs)
     groups, kind, header, chunk = int(shape[1]), int(shape[2]), int(shape[3]), int(shape[4])
     pair_bytes, slices, batches = int(shape[5]), int(shape[6]), int(shape[7])
     fill, distance, epilogue, result = shape[8], shape[9], shape[10], shape[11]
-    behind, ahead = shape[12], shape[14]
-    most = 0
+    behind, ahead, share = shape[12], shape[14], int(shape[15])
+    most, least = 0, pairs[0]
     for c in range(channels):
-        most = max(most, pairs[c])
+        most, least = max(most, pairs[c]), min(least, pairs[c])
     width = most if kind == 2 else 8
     blocks = -(-most // width)
     unit, last, end = int(walk[0]), walk[1], walk[2]
@@ -179,7 +180,8 @@ def consume(
             return False
         block, group = divmod(unit, groups)
         here = min(width, most - block * width)
-        steps = float(here * slices * batches)
+        whole = kind != 0 or (block + 1) * width <= least
+        steps = float((-(-here // share) if whole else here) * slices * batches)
         steps = max(steps, fill, distance if group else 0.0)
         # Accumulated results leave in the last group; two blocks of them have room.
         final = group == groups - 1

@@ -42,17 +42,29 @@ def test_latencies():
 
 def test_a_format_s_steps_and_beats():
     engine = timing.engine_timing(load_config("u280"))
-    dense = timing.matrix_timing(MatrixFormat(4, 128), engine)
+    dense = timing.matrix_timing(MatrixFormat(4, 128), engine, 2)
     assert (dense.header, dense.chunk) == (1, 33)
     assert dense.slices * engine.k_lanes == 128
-    assert timing.matrix_timing(key_format(128, 8), engine).emit
-    assert not timing.matrix_timing(value_format(8), engine).scaled
+    assert timing.matrix_timing(key_format(128, 8), engine, 8).emit
+    assert not timing.matrix_timing(value_format(8), engine, 8).scaled
+
+
+@pytest.mark.parametrize("fmt, slices, share", [
+    (MatrixFormat(2, 128), 1, 1), (MatrixFormat(5, 128), 2, 1), (MatrixFormat(4, 64), 1, 2),
+    (MatrixFormat(5, 64), 1, 1), (MatrixFormat(8, 32), 1, 2), (MatrixFormat(3, 96), 1, 1),
+    (MatrixFormat(4, 128, kept=8), 1, 2), (MatrixFormat(4, 128, kept=8, private=True), 2, 1),
+])  # fmt: skip
+def test_twin_slices_of_one_vector(fmt, slices, share):
+    engine = timing.engine_timing(load_config("u280"))
+    made = timing.matrix_timing(fmt, engine, 1)
+    assert (made.slices, made.share) == (slices, share)
+    assert timing.matrix_timing(fmt, engine, 2).share == 1
 
 
 def test_split_pairs_take_two_steps_on_dsp48e1():
     eight = MatrixFormat(8, 32)
-    packed = timing.matrix_timing(eight, timing.engine_timing(load_config("tiny")))
-    split = timing.matrix_timing(eight, timing.engine_timing(load_config("pynq-z2")))
+    packed = timing.matrix_timing(eight, timing.engine_timing(load_config("tiny")), 1)
+    split = timing.matrix_timing(eight, timing.engine_timing(load_config("pynq-z2")), 1)
     assert split.slices == 2 * packed.slices
 
 
