@@ -186,7 +186,6 @@ def _regions(shape: ModelShape, part: CoreTile, config: HwConfig, stride: int, i
         "amax": tokens * cores, "sums": tokens * -(-shape.dim // 16), "scale_x": tokens,
         "scale_a": tokens, "scale_m": tokens, "rope": tokens * size,
         "x": tokens * part.dim.size, "gain_attn": part.dim.size, "gain_mlp": part.dim.size,
-        "gain_final": part.dim.size,
     }  # fmt: skip
     for name in (*shape.matrices, "head"):
         if name in shape.biases:

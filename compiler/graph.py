@@ -91,7 +91,8 @@ def build_graph(shape: ModelShape) -> Graph:
 
     node("h", "norm", "x", width, weight="attn_norm")
     node("hq", "quantise", "h", width, "i8")
-    for name, heads in (("q", s.heads), ("k", s.kv_heads), ("v", s.kv_heads)):
+    # Keys and values come first: they are in the cache before it is read, behind q's projection.
+    for name, heads in (("k", s.kv_heads), ("v", s.kv_heads), ("q", s.heads)):
         value = linear(name, "hq", name)
         dims = ("T", heads, s.head_dim)
         if s.rope and name != "v":
@@ -99,7 +100,8 @@ def build_graph(shape: ModelShape) -> Graph:
             value = f"{name}r"
         bits = 8 if name == "q" else s.kv_bits
         node(f"{name}q", "quantise_heads", value, dims, f"i{bits}", of=name)
-    node("cache", "append", "kq vq", ("S", s.kv_heads, s.head_dim), f"i{s.kv_bits}")
+        if name == "v":
+            node("cache", "append", "kq vq", ("S", s.kv_heads, s.head_dim), f"i{s.kv_bits}")
     node("s", "scores", "qq cache", ("T", s.heads, "S"))
     node("p", "softmax", "s cache", ("T", s.heads, "S"), "i8", window=s.window)
     node("a", "values", "p cache", ("T", s.heads * s.head_dim))

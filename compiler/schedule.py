@@ -73,8 +73,8 @@ class _Emitter(AttentionBuilder):
             ("vbase", self.units("kv", self.part.kv.size * self.layout.memory.key_region)),
         ):
             self.scalar("add", name, value)
+        self.load_ahead(0)
         self.loop("layers", self.graph.layers, self.layer)
-        self.load_vector("gain_final", "attn_norm")
         if "head" in self.shape.biases:
             self.load_vector("bias_head", "bias_head")
         for node in self.graph.epilogue:
@@ -86,13 +86,12 @@ class _Emitter(AttentionBuilder):
             self.scalar("add", "step", reg("step"), 1)
 
     def layer(self) -> None:
-        self.matrix_index = 0
-        self.load_vector("gain_attn", "attn_norm")
-        self.load_vector("gain_mlp", "mlp_norm")
-        for name in self.shape.matrices:
-            if name in self.shape.biases:
-                self.load_vector(f"bias_{name}", f"bias_{name}")
         for node in self.graph.body:
+            if node.weight == "o":
+                # Here the FIFOs are full: the matrix engine is busy with the heads.
+                self.load_vector("gain_mlp", "mlp_norm")
+                self.load_biases(("o", "gate", "up", "down"))
+                self.load_ahead(self.layout.memory.vector_stride)
             handler = getattr(self, f"do_{node.op}", None)
             if handler:
                 handler(node)
@@ -104,8 +103,19 @@ class _Emitter(AttentionBuilder):
 
     # -------------------------------------------------------------------------------- loads
 
-    def load_vector(self, region: str, vector: str) -> None:
-        offset = self.layout.memory.vectors[vector] // ALIGN
+    def load_ahead(self, ahead: int) -> None:
+        """What the layer whose record lies `ahead` bytes on needs first; the last one finds the
+        final norm there."""
+        self.load_vector("gain_attn", "attn_norm", ahead)
+        self.load_biases(("q", "k", "v"), ahead)
+
+    def load_biases(self, names: tuple[str, ...], ahead: int = 0) -> None:
+        for name in names:
+            if name in self.shape.biases:
+                self.load_vector(f"bias_{name}", f"bias_{name}", ahead)
+
+    def load_vector(self, region: str, vector: str, ahead: int = 0) -> None:
+        offset = (self.layout.memory.vectors[vector] + ahead) // ALIGN
         self.step("ld.vec", addr=reg("vec", offset), dst=self.at(region),
                   n=self.region(region).size, count=1, mstride=0, dstride=0,
                   touch=self.writes(region))  # fmt: skip
@@ -181,7 +191,7 @@ class _Emitter(AttentionBuilder):
         self.gather("A", dest, Span(own.start, own.start + pad), stride)
 
     def do_norm_quant(self, node: Node) -> None:
-        gain = {"attn_norm": "gain_attn", "mlp_norm": "gain_mlp"}.get(node.weight, "gain_final")
+        gain = "gain_mlp" if node.weight == "mlp_norm" else "gain_attn"
         self.vector("x", "xq", "scale_x", [p.dim for p in self.parts], gain)
 
     def do_quantise(self, node: Node) -> None:
@@ -215,8 +225,7 @@ class _Emitter(AttentionBuilder):
 
     def projection(self, name: str, residual: bool) -> None:
         shape, rows = self.shape, self.part.rows(self.shape, name).size
-        index = reg("param", self.matrix_index * self.params.width)
-        self.matrix_index += 1
+        index = reg("param", shape.matrices.index(name) * self.params.width)
         if not rows:
             return
         source, scale = {"o": ("aq", "scale_a"), "down": ("mq", "scale_m")}.get(
