@@ -1,6 +1,6 @@
 """The errors a user can cause or must know of; the command line turns each into its exit code."""
 
-__all__ = ["FlightError", "InputError", "MissingToolError", "VerifyError"]
+__all__ = ["DeviceError", "FlightError", "InputError", "MissingToolError", "VerifyError"]
 
 
 class FlightError(Exception):
@@ -11,6 +11,10 @@ class FlightError(Exception):
 
 class VerifyError(FlightError):
     """A comparison failed or an internal invariant does not hold; names what and where."""
+
+
+class DeviceError(FlightError):
+    """A board does not do what it should, or is not free: one sentence, with unit and state."""
 
 
 class InputError(FlightError, ValueError):

@@ -14,8 +14,8 @@ from enum import Enum, IntEnum
 from flightllm.spec.isa import UNITS, Register
 
 __all__ = [
-    "ADDRESS_BITS", "CORE_REGISTERS", "CORE_WINDOW", "DEVICE_REGISTERS", "Access", "BitField",
-    "ErrorCode", "HostRegister", "IDENTIFICATION", "MAP_VERSION", "address", "manual",
+    "ADDRESS_BITS", "CORE_REGISTERS", "CORE_WINDOW", "DEVICE_REGISTERS", "ERRORS", "Access",
+    "BitField", "ErrorCode", "HostRegister", "IDENTIFICATION", "MAP_VERSION", "address", "manual",
 ]  # fmt: skip
 
 IDENTIFICATION = 0x464C4C4D
@@ -56,7 +56,7 @@ class ErrorCode(IntEnum):
     TOKENS = 11
 
 
-_ERRORS = {
+ERRORS = {
     ErrorCode.NONE: "nothing is wrong",
     ErrorCode.INSTRUCTION: "a word is no instruction",
     ErrorCode.FORMAT: "a matrix format word is none, or not one that the unit takes",
@@ -70,6 +70,7 @@ _ERRORS = {
     ErrorCode.ABORTED: "the host wrote abort",
     ErrorCode.TOKENS: "a unit owes another more than 255 tokens",
 }
+"""What each code means."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,7 @@ state, after which a run may start."""
 
 def manual() -> str:
     """docs/registers.md."""
-    errors = [[code.value, code.name, _ERRORS[code]] for code in ErrorCode]
+    errors = [[code.value, code.name, ERRORS[code]] for code in ErrorCode]
     parts = [
         _INTRODUCTION,
         "## Device", _section(DEVICE_REGISTERS), _fields(DEVICE_REGISTERS),

@@ -12,7 +12,7 @@ BEGIN, END = "<!-- modules:begin -->", "<!-- modules:end -->"
 
 # Folders in the order of the data's path. hw/ is described in docs/hardware.md.
 FOLDERS = (
-    "spec", "models", "compiler", "sim", "sim/functional", "runtime", "src/flightllm",
+    "spec", "models", "compiler", "sim", "sim/functional", "sim/board", "runtime", "src/flightllm",
     "src/flightllm/cli",
 )  # fmt: skip
 

@@ -44,7 +44,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "Cycle model": ("tests.sim.*cycle*",),
     "RTL units, each alone (no core joins them yet)": ("tests.hw.*",),
     "RTL simulation": ("tests.sim.*rtl*",),
-    "Boards through PYNQ": ("tests.runtime.*pynq*",),
+    "Runtime through PYNQ, on simulated boards (no real one yet)": ("tests.runtime.*pynq*",),
 }
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 WORKS, BROKEN, PARTLY, PLANNED, UNKNOWN = "works", "fails", "partly", "planned", "not run"

@@ -135,15 +135,25 @@ class Dispatcher:
         self._where = where
         self._steps = decode_steps(code, where)
         self._params = [wrap(int(word)) for word in code.params]
-        index = {step.address: number for number, step in enumerate(self._steps)}
+        self._index = {step.address: number for number, step in enumerate(self._steps)}
         self._entries: dict[str, int] = {}
         for name, address in code.entries.items():
-            if address not in index:
-                raise VerifyError(f"{where}: entry {name!r} at word {address} is no instruction")
-            self._entries[name] = index[address]
+            self.enter(name, address)
         self._registers = [0] * REGISTERS
         self._loops: list[list[int]] = []  # [iterations left, index of the body]
         self._next = 0
+
+    def enter(self, name: str, address: int) -> None:
+        """Make `name` the entry point at a word address.
+
+        Raises
+        ------
+        VerifyError
+            When no instruction begins there.
+        """
+        if address not in self._index:
+            raise VerifyError(f"{self._where}: entry {name!r} at word {address} is no instruction")
+        self._entries[name] = self._index[address]
 
     def start(self, entry: str, registers: Mapping[int, int]) -> None:
         """Go to an entry point with these registers; all others are 0.

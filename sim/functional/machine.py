@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from inspect import signature
 from typing import Any
@@ -26,9 +26,27 @@ from flightllm.spec.image import Program
 from flightllm.spec.isa import INSTRUCTIONS, QUEUE_DEPTH, UNITS, Unit
 from flightllm.spec.trace import TraceRecord
 
-__all__ = ["HANDLERS", "Machine", "Tracer"]
+__all__ = ["DeadlockError", "HANDLERS", "LocatedError", "Machine", "Tracer"]
 
 Tracer = Callable[[TraceRecord], None]
+
+
+class DeadlockError(VerifyError):
+    """No unit of any core can go on; names what each waits for."""
+
+
+class LocatedError(VerifyError):
+    """An instruction cannot be executed.
+
+    Members
+    -------
+    core : its number. step : the instruction. cause : what its handler raised.
+    """
+
+    def __init__(self, core: int, step: Step, cause: Exception) -> None:
+        super().__init__(f"core {core}, word {step.address}, {step.kind.name}: {cause}")
+        self.core, self.step, self.cause = core, step, cause
+
 
 _ORDER = (Unit.LD, Unit.MM, Unit.MV, Unit.MISC, Unit.SYS, Unit.ST)
 _SYS, _SHARED = int(Unit.SYS), ("sys.gather", "sys.barrier")
@@ -218,29 +236,43 @@ class Machine:
         VerifyError
             For a fault of the program; names core, unit, word address and instruction.
         """
-        for core in self.cores:
-            core.start(entry, registers)
-            core.state.notes = None if self.tracer is None else []
-        step = self._random_pass if self._random else self._ordered_pass
-        while not all(core.halted for core in self.cores):
-            moved = step()
-            if not moved and not self._meet():
-                where = [core.stuck() for core in self.cores if not core.halted]
-                raise VerifyError("deadlock: " + "; ".join(where))
+        for _ in self.steps(entry, registers):
+            pass
         return {
             f"{unit.name.lower()}.instructions": sum(core.executed[unit] for core in self.cores)
             for unit in UNITS
         }
 
+    def steps(self, entry: str, registers: Mapping[int, int]) -> Iterator[None]:
+        """As `run`, pausing after each step of the schedule; it may be left there for good.
+
+        Raises
+        ------
+        DeadlockError
+            When no unit of any core can go on.
+        VerifyError
+            As `run`.
+        """
+        for core in self.cores:
+            core.start(entry, registers)
+            core.state.notes = None if self.tracer is None else []
+        one_pass = self._random_pass if self._random else self._ordered_pass
+        while not all(core.halted for core in self.cores):
+            moved = False
+            for step in one_pass():
+                moved = step
+                yield
+            if not moved and not self._meet():
+                where = [core.stuck() for core in self.cores if not core.halted]
+                raise DeadlockError("deadlock: " + "; ".join(where))
+
     # ------------------------------------------------------------------------- scheduling
 
-    def _ordered_pass(self) -> bool:
-        """Run each core as far as it goes alone; whether anything moved."""
-        moved = False
+    def _ordered_pass(self) -> Iterator[bool]:
+        """Run each core as far as it goes alone; True for each step."""
         for core in self.cores:
             while not core.halted and self._ordered_step(core):
-                moved = True
-        return moved
+                yield True
 
     def _ordered_step(self, core: _Core) -> bool:
         moved = False
@@ -253,8 +285,11 @@ class Machine:
                 return True
         return core.try_halt() or moved
 
-    def _random_pass(self) -> bool:
+    def _random_pass(self) -> Iterator[bool]:
         """One random thing that can happen now; whether there was one."""
+        yield self._random_step()
+
+    def _random_step(self) -> bool:
         assert self._random is not None
         actions: list[tuple[_Core, int]] = []
         for core in self.cores:
@@ -286,8 +321,8 @@ class Machine:
         core.settle(step)
 
     @staticmethod
-    def _located(core: _Core, step: Step, error: Exception) -> VerifyError:
-        return VerifyError(f"{core.where}, word {step.address}, {step.kind.name}: {error}")
+    def _located(core: _Core, step: Step, error: Exception) -> LocatedError:
+        return LocatedError(core.state.number, step, error)
 
     def _trace(self, core: _Core, step: Step, values: Sequence[int]) -> None:
         notes = core.state.notes

@@ -1,8 +1,8 @@
 """A core's channel memory, backed segment by segment.
 
-Read-only segments stay where the program has them (memory-mapped from image.bin), writable ones
-are zero at first. An access that leaves its segment or writes a read-only one is an error: a
-program that does so would read or spoil something else on a board.
+Read-only segments stay where the program has them (memory-mapped from image.bin); writable ones are
+zero at first, unless the program's image has one too. An access that leaves its segment or writes a
+read-only one is an error: a program that does so would read or spoil something else on a board.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CoreMemory:
             Region(
                 segment,
                 np.zeros((self.channels, segment.size), np.uint8)
-                if segment.writable
+                if segment.writable and (core, segment.name) not in program.image
                 else program.data(segment),
             )
             for segment in mine

@@ -333,27 +333,40 @@ def load(
     board: Board | None = None,
     tokenizer: Tokenizer | None = None,
     trace: Tracer | None = None,
+    device: str | None = None,
+    bitstream: str | Path | None = None,
 ) -> LoadedProgram:
     """Put a program on an executor.
 
     Parameters
     ----------
     program : a program folder, or what `compile` returned.
-    on : the executor: "functional", or "functional:SEED" for a random legal order of its units.
+    on : the executor: "functional", "functional:SEED" for a random legal order of its units, or
+        "board".
     board : the hardware that the device has; left out, what the program was made for.
     tokenizer : in place of the one in the program's folder.
     trace : called with a `flightllm.spec.trace.TraceRecord` for each executed instruction.
+    device, bitstream : of a board; see `flightllm.board_devices.open_board`.
 
     Raises
     ------
     InputError
         When the folder is no program, is altered, has no weights, or is for another board.
+    DeviceError
+        When a board is in use, is missing, or does not do what it should.
     """
     found = program if isinstance(program, Program) else load_program(Path(program))
     if tokenizer is None and found.folder is not None:
         tokenizer = _tokenizer_beside(found.folder)
-    device = open_device(on, found.config if board is None else as_config(board), trace)
-    return LoadedProgram(Session(device, found), tokenizer)
+    opened = open_device(
+        on, found.config if board is None else as_config(board), trace, device=device,
+        bitstream=None if bitstream is None else Path(bitstream),
+    )  # fmt: skip
+    try:
+        return LoadedProgram(Session(opened, found), tokenizer)
+    except BaseException:
+        opened.close()
+        raise
 
 
 def evaluate(model: str | Path, text: str, board: Board = "tiny", **options: Any) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flightllm.spec.config import HwConfig
@@ -39,20 +40,37 @@ EXECUTORS: dict[str, Callable[[HwConfig, str, Any], Device]] = {
 """What makes each device from a configuration, the text behind the colon, and a tracer."""
 
 
-def open_device(on: str, config: HwConfig, trace: Tracer | None = None) -> Device:
+def open_device(
+    on: str,
+    config: HwConfig,
+    trace: Tracer | None = None,
+    *,
+    device: str | None = None,
+    bitstream: Path | None = None,
+) -> Device:
     """The executor called `on`, for programs of `config`.
 
     Parameters
     ----------
-    on : a name of `EXECUTORS`; "functional:SEED" runs its units in a random legal order.
+    on : a name of `EXECUTORS`, or "board"; "functional:SEED" runs its units in a random legal
+        order.
     trace : called with a record for each executed instruction.
+    device, bitstream : of a board; see `flightllm.board_devices.open_board`.
 
     Raises
     ------
     InputError
-        When there is no such executor.
+        When there is no such executor, or a device or bitstream is named and it is not a board.
     """
     name, _, choice = on.partition(":")
+    if name == "board":
+        from flightllm.board_devices import open_board
+
+        return open_board(config, device or choice or None, bitstream, trace)
+    if device is not None or bitstream is not None:
+        raise InputError(f"executor {on!r}: a device and a bitstream go with the executor 'board'")
     if name not in EXECUTORS:
-        raise InputError(f"executor {on!r} is not available; use {' or '.join(EXECUTORS)}")
+        raise InputError(
+            f"executor {on!r} is not available; use {', '.join(EXECUTORS)} or board"
+        )
     return EXECUTORS[name](config, choice, trace)

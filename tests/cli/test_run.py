@@ -106,7 +106,10 @@ def test_chat_uses_the_template(cli, own_program: Path) -> None:
         (("--prompt", "x", "--tokens", "0"), "tokens: 0 is not at least 1"),
         (("--prompt", "x", "--temperature", "-1"), "temperature: -1.0 is not 0"),
         (("--prompt", "x", "--temperature", "1", "--top-p", "0"), "top-p: 0.0"),
-        (("--prompt", "x", "--on", "board"), "executor 'board' is not available"),
+        (("--prompt", "x", "--on", "board"), "a board needs its bitstream: --bitstream FILE"),
+        (("--prompt", "x", "--on", "verilog"), "executor 'verilog' is not available"),
+        (("--prompt", "x", "--device", "sim:functional"), "go with the executor 'board'"),
+        (("--prompt", "x", "--on", "board", "--bitstream", "gone.bit"), "no file gone.bit"),
         (("--prompt", "x", "--on", "functional:a"), "'a' is not a seed"),
         (("--prompt", "@gone.txt"), "text file gone.txt cannot be read"),
         (("--prompt", "x", "--board", "tiny-2core"), "compile it for this board"),
@@ -128,3 +131,14 @@ def test_python_calls_give_the_same(cli, model: Path, program: Path) -> None:
     with load(made, tokenizer=tokenizer) as loaded:
         ids = tokenizer.encode(PROMPT)
         assert list(loaded.generate(ids, tokens=5).token_ids) == result["token_ids"]
+
+
+def test_a_simulated_board_gives_the_same(cli, program: Path) -> None:
+    options = ("run", program, "--prompt", PROMPT, "--tokens", 3, "--json")
+    direct = cli(*options).json
+    board = cli(*options, "--on", "board", "--device", "sim:functional").json
+    assert board["executor"] == "board:sim:functional"
+    for key in ("token_ids", "text", "memory_sha256"):
+        assert board[key] == direct[key]
+    streamed = cli(*options[:-1], "--on", "board", "--device", "sim:functional")
+    assert streamed.out == direct["text"] + "\n"

@@ -22,7 +22,8 @@ Program = Annotated[Path, typer.Argument(metavar="PROGRAM", help="Compiled progr
 Board = Annotated[str, typer.Option("--board", help="Preset name or .toml file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 On = Annotated[
-    str, typer.Option("--on", help="Executor: functional, or functional:SEED (random unit order).")
+    str,
+    typer.Option("--on", help="Executor: functional, functional:SEED (random unit order), board."),
 ]
 Weights = Annotated[
     str | None,

@@ -44,6 +44,13 @@ def run(
         bool, typer.Option("--chat", help="Put the prompt through the chat template.")
     ] = False,
     on: On = "functional",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Board: a PYNQ device, remote:ADDRESS, or sim:functional (simulated)."),
+    ] = None,
+    bitstream: Annotated[
+        Path | None, typer.Option(help="What to program the board with.")
+    ] = None,
     steps: Annotated[
         int, typer.Option(help="Tokens the device decodes on its own (greedy only).")
     ] = 1,
@@ -79,7 +86,10 @@ def run(
     built = time.perf_counter() - begin
     with (
         _tracer(trace) as tracer,
-        api.load(program, on, board=board, tokenizer=tokenizer, trace=tracer) as loaded,
+        api.load(
+            program, on, board=board, tokenizer=tokenizer, trace=tracer, device=device,
+            bitstream=bitstream,
+        ) as loaded,  # fmt: skip
     ):
         ready = time.perf_counter() - begin - built
         result = loaded.generate(

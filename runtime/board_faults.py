@@ -1,0 +1,88 @@
+"""What a board's status registers say, as a sentence: which unit, where, waiting for what."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flightllm.spec.config import HwConfig
+from flightllm.spec.isa import UNITS
+from flightllm.spec.registers import (
+    CORE_REGISTERS,
+    DEVICE_REGISTERS,
+    ERRORS,
+    ErrorCode,
+    HostRegister,
+)
+
+__all__ = ["ReadRegister", "explain"]
+
+_REGISTERS: dict[str, HostRegister] = {
+    register.name: register for register in (*DEVICE_REGISTERS, *CORE_REGISTERS)
+}
+DISPATCHER = 15
+"""The number that ERROR names the dispatcher by."""
+WITH_CHANNEL = (ErrorCode.MEMORY, ErrorCode.READ, ErrorCode.WRITE)
+_REASONS = {
+    "read": "data of a memory read",
+    "write": "the answer to a memory write",
+    "cores": "the other cores",
+}
+
+
+class ReadRegister(Protocol):
+    """Reads a register by name."""
+
+    def __call__(self, name: str, index: int = 0, core: int = 0) -> int:
+        """The value of register `name`."""
+
+
+def explain(read: ReadRegister, config: HwConfig, status: int) -> str:
+    """What stopped the device, or what its units wait for.
+
+    Parameters
+    ----------
+    status : value of STATUS.
+    """
+    flags = _REGISTERS["STATUS"]
+    if flags.field("error").of(status):
+        core = flags.field("core").of(status)
+        return _error(read, core)
+    if flags.field("aborted").of(status):
+        return "the run was aborted"
+    parts = [_waits(read, core) for core in range(config.cores)]
+    return "; ".join(part for part in parts if part) or "no unit waits for anything"
+
+
+def _error(read: ReadRegister, core: int) -> str:
+    register, value = _REGISTERS["ERROR"], read("ERROR", core=core)
+    number = register.field("code").of(value)
+    place = register.field("unit").of(value)
+    unit = UNITS[place].name if place < len(UNITS) else "the dispatcher"
+    where = f"core {core}, {unit} at word {read('ERROR_ADDRESS', core=core)}"
+    if number not in {code.value for code in ErrorCode}:
+        return f"{where}: error code {number}"
+    code = ErrorCode(number)
+    text = f"{where}: {ERRORS[code]}"
+    if code in WITH_CHANNEL:
+        text += f" (channel {register.field('channel').of(value)})"
+    if code == ErrorCode.WATCHDOG:
+        text += f": {_waits(read, core)}"
+    return text
+
+
+def _waits(read: ReadRegister, core: int) -> str:
+    """What the units of a core wait for; empty when all are idle."""
+    register, found = _REGISTERS["WAITS"], []
+    for place, unit in enumerate(UNITS):
+        value = read("WAITS", place, core)
+        if register.field("idle").of(value):
+            continue
+        owed = register.field("tokens").of(value)
+        reasons = [f"a token from {other.name}" for i, other in enumerate(UNITS) if owed >> i & 1]
+        if register.field("fifo").of(value):
+            full = unit.name == "LD"
+            reasons.append("room in the weight FIFO" if full else "data in the weight FIFO")
+        reasons += [text for name, text in _REASONS.items() if register.field(name).of(value)]
+        if reasons:
+            found.append(f"{unit.name} waits for {' and '.join(reasons)}")
+    return f"core {core}: " + "; ".join(found) if found else ""

@@ -1,0 +1,32 @@
+"""Real checkpoints through PYNQ: tokens and memory of the direct executors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flightllm import api
+
+PROMPT = "Once upon a time"
+
+
+def _same(model: str | Path, prompt: str, tokens: int, device: str, **options) -> None:
+    made = api.build(model, "tiny", calibrate="none", **options)
+    found = []
+    for on, name in (("functional", None), ("board", device)):
+        with api.load(made.program, on, device=name, tokenizer=made.tokenizer) as loaded:
+            result = loaded.generate(prompt, tokens=tokens)
+            found.append((result.token_ids, result.memory_sha256))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["w8g64", "w4g64"])
+def test_stories260k(stories: Path, weights: str) -> None:
+    _same(stories, PROMPT, 16, "sim:functional", weights=weights)
+
+
+@pytest.mark.slow
+def test_demo_model() -> None:
+    _same("demo", "The with statement", 8, "sim:functional")
