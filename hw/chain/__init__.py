@@ -4,7 +4,7 @@ See docs/units/chain.md. `Cell` is what the matrix engine uses; `chain_for` make
 multiplier kind.
 """
 
-from flightllm.hw.chain.cell import Cell, chain_for
+from flightllm.hw.chain.cell import Cell, cell_latency, chain_for
 from flightllm.hw.chain.inferred import InferredChain
 from flightllm.hw.chain.packed import PackedChain
 from flightllm.hw.chain.primitive import DSP48E1, DSP48E2, DSP58, Dsp
@@ -13,5 +13,5 @@ from flightllm.hw.chain.triple import TripleChain
 
 __all__ = [
     "Cell", "DSP48E1", "DSP48E2", "DSP58", "Dsp", "InferredChain", "PackedChain", "TripleChain",
-    "chain_for", "window_layout",
+    "cell_latency", "chain_for", "window_layout",
 ]  # fmt: skip

@@ -12,8 +12,9 @@ from flightllm.hw.chain.primitive import DSP48E1, DSP48E2
 from flightllm.hw.chain.sparse import pick, window_layout
 from flightllm.hw.chain.triple import TripleChain
 from flightllm.hw.floating.pipeline import delay
+from flightllm.hw.sharing import shared
 
-__all__ = ["Cell", "chain_for", "chain_lanes"]
+__all__ = ["Cell", "cell_latency", "chain_for", "chain_lanes"]
 
 KINDS = ("dsp48e2", "dsp58", "dsp48e1", "inferred")
 UNADJUSTED = 8
@@ -23,6 +24,30 @@ UNADJUSTED = 8
 def chain_lanes(dsp_kind: str, chain_length: int) -> int:
     """Lanes of a chain of `chain_length` slices: one a slice, on DSP58 three."""
     return chain_length * (3 if dsp_kind == "dsp58" else 1)
+
+
+def chain_latency(dsp_kind: str, lanes: int) -> int:
+    """Cycles of `chain_for`'s chain. ValueError for an unknown kind."""
+    if dsp_kind == "dsp58":
+        return TripleChain.cycles(lanes)
+    if dsp_kind == "inferred":
+        return InferredChain.cycles(lanes)
+    if dsp_kind not in KINDS:
+        raise ValueError(f"Multiplier must be one of {KINDS}, not {dsp_kind!r}")
+    return PackedChain.cycles(DSP48E2 if dsp_kind == "dsp48e2" else DSP48E1, lanes)
+
+
+def cell_chains(k_lanes: int, dsp_kind: str, chain_length: int) -> list[tuple[int, int]]:
+    """First lane and number of lanes of each chain of a cell."""
+    per = k_lanes if dsp_kind == "inferred" else chain_lanes(dsp_kind, chain_length)
+    return [(begin, min(per, k_lanes - begin)) for begin in range(0, k_lanes, per)]
+
+
+def cell_latency(k_lanes: int, dsp_kind: str, chain_length: int) -> int:
+    """Cycles from a slice to its sums: sparse MUX, chains, the tree over them."""
+    parts = cell_chains(k_lanes, dsp_kind, chain_length)
+    chains = max(chain_latency(dsp_kind, lanes) for _, lanes in parts)
+    return 1 + chains + tree_cycles(len(parts))
 
 
 def chain_for(dsp_kind: str, lanes: int, modelled: bool = False) -> Any:
@@ -38,6 +63,7 @@ def chain_for(dsp_kind: str, lanes: int, modelled: bool = False) -> Any:
     raise ValueError(f"Multiplier must be one of {KINDS}, not {dsp_kind!r}")
 
 
+@shared()
 class Cell(wiring.Component):
     """Exact sums of levels times activations, of both rows of a slice, a slice every cycle.
 
@@ -60,14 +86,9 @@ class Cell(wiring.Component):
 
     def __init__(self, k_lanes: int, dsp_kind: str, chain_length: int,
                  modelled: bool = False) -> None:  # fmt: skip
-        self.k_lanes = k_lanes
-        per = k_lanes if dsp_kind == "inferred" else chain_lanes(dsp_kind, chain_length)
-        self._parts = [
-            (begin, min(per, k_lanes - begin)) for begin in range(0, k_lanes, per)
-        ]
-        self._chains = [chain_for(dsp_kind, lanes, modelled) for _, lanes in self._parts]
-        self._depth = max(chain.latency for chain in self._chains)
-        self.latency = 1 + self._depth + tree_cycles(len(self._chains))
+        self.k_lanes, self._kind, self._modelled = k_lanes, dsp_kind, modelled
+        self._parts = cell_chains(k_lanes, dsp_kind, chain_length)
+        self.latency = cell_latency(k_lanes, dsp_kind, chain_length)
         super().__init__({
             "en": In(1, init=1),
             "codes": In(chain_layout(k_lanes)),
@@ -86,7 +107,9 @@ class Cell(wiring.Component):
             for lane in range(self.k_lanes):
                 m.d.sync += x[lane].eq(pick(self.windows[lane // 8], self.picks[lane]))
         sums: list[list[Value]] = [[], []]
-        for number, ((begin, lanes), chain) in enumerate(zip(self._parts, self._chains)):
+        chains = [chain_for(self._kind, lanes, self._modelled) for _, lanes in self._parts]
+        depth = max(chain.latency for chain in chains)
+        for number, ((begin, lanes), chain) in enumerate(zip(self._parts, chains)):
             m.submodules[f"chain_{number}"] = chain
             m.d.comb += [chain.en.eq(self.en), chain.rows.eq(rows)]
             for lane in range(lanes):
@@ -95,7 +118,7 @@ class Cell(wiring.Component):
                     chain.codes[row][lane].eq(codes[row][begin + lane]) for row in range(2)
                 ]
             for row in range(2):
-                late = self._depth - chain.latency  # a last chain may be shorter
+                late = depth - chain.latency  # a last chain may be shorter
                 sums[row].append(
                     delay(m, self.en, chain.sums[row], late, f"sum_{number}_{row}")
                 )

@@ -43,7 +43,7 @@ class InferredChain(wiring.Component):
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
-        self.latency = 1 + tree_cycles(lanes)
+        self.latency = self.cycles(lanes)
         super().__init__({
             "en": In(1, init=1),
             "codes": In(chain_layout(lanes)),
@@ -51,6 +51,11 @@ class InferredChain(wiring.Component):
             "rows": In(2, init=3),
             "sums": Out(data.ArrayLayout(signed(sum_bits(lanes)), 2)),
         })  # fmt: skip
+
+    @staticmethod
+    def cycles(lanes: int) -> int:
+        """Latency of a chain with that many lanes."""
+        return 1 + tree_cycles(lanes)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

@@ -75,7 +75,7 @@ class PackedChain(wiring.Component):
         if not kind.w_mux and max(b - a for a, b in zip((0, *nodes), (*nodes, length))) > 8:
             raise ValueError(f"{kind.name} has no adjust unit: {length} slices need nodes")
         self.kind, self.length, self.nodes, self.modelled = kind, length, tuple(nodes), modelled
-        self.latency = kind.latency + length
+        self.latency = self.cycles(kind, length)
         super().__init__({
             "en": In(1, init=1),
             "codes": In(chain_layout(length)),
@@ -84,6 +84,11 @@ class PackedChain(wiring.Component):
             "join": In(max(1, len(nodes))),
             "sums": Out(data.ArrayLayout(signed(sum_bits(length)), 2)),
         })  # fmt: skip
+
+    @staticmethod
+    def cycles(kind: DspKind, length: int) -> int:
+        """Latency of a chain of that many slices."""
+        return kind.latency + length
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

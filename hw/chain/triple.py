@@ -29,7 +29,7 @@ class TripleChain(wiring.Component):
     def __init__(self, lanes: int, modelled: bool = False) -> None:
         self.lanes, self.modelled = lanes, modelled
         self.length = -(-lanes // 3)
-        self.latency = DSP58.latency + self.length
+        self.latency = self.cycles(lanes)
         super().__init__({
             "en": In(1, init=1),
             "codes": In(chain_layout(lanes)),
@@ -37,6 +37,11 @@ class TripleChain(wiring.Component):
             "rows": In(2, init=3),
             "sums": Out(data.ArrayLayout(signed(sum_bits(lanes)), 2)),
         })  # fmt: skip
+
+    @staticmethod
+    def cycles(lanes: int) -> int:
+        """Latency of a chain with that many lanes."""
+        return DSP58.latency + -(-lanes // 3)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

@@ -21,10 +21,12 @@ from flightllm.hw.decode.plan import Planner
 from flightllm.hw.decode.ring import CodeRing, align
 from flightllm.hw.decode.sections import Sections
 from flightllm.hw.decode.walker import Walker
+from flightllm.hw.sharing import shared
 
 __all__ = ["DecodeUnit"]
 
 
+@shared()
 class DecodeUnit(wiring.Component):
     """Beats of stored matrices in, slices of INT8 levels out: see docs/units/decode.md.
 

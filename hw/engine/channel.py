@@ -17,18 +17,20 @@ from flightllm.hw.engine.sums import ONES_BITS
 from flightllm.hw.engine.timing import Control, Stages
 from flightllm.hw.floating import Float16, HalfToFloat
 from flightllm.hw.memory.ram import Ram
+from flightllm.hw.sharing import shared
 
 __all__ = ["ChannelArray"]
 
 HALF_ONE = 0x3C00
 
 
+@shared()
 class ChannelArray(wiring.Component):
     """Multiplies this channel's slices with every cell's windows.
 
     Parameters
     ----------
-    size : of the engine. stages : of the array. cells : what multiplies, `size.cells` of them.
+    size : of the engine. stages : of the array. dsp_kind, chain_length, modelled : see `Cell`.
 
     Members
     -------
@@ -40,8 +42,10 @@ class ChannelArray(wiring.Component):
     emitted : Out, fp16, the second section of the rows of that half and part.
     """
 
-    def __init__(self, size: EngineSize, stages: Stages, cells: list[Cell]) -> None:
-        self.size, self.stages, self.cells = size, stages, cells
+    def __init__(self, size: EngineSize, stages: Stages, dsp_kind: str, chain_length: int,
+                 modelled: bool) -> None:  # fmt: skip
+        self.size, self.stages = size, stages
+        self._cell = (size.k_lanes, dsp_kind, chain_length, modelled)
         batch = Step(size).members["batch"]
         super().__init__({
             "slice": In(Slice(size.k_lanes, size.twin)),
@@ -65,8 +69,8 @@ class ChannelArray(wiring.Component):
         given = self._given(m)
         factors = self._factors(m)
         sums = []
-        for c, cell in enumerate(self.cells):
-            m.submodules[f"cell_{c}"] = cell
+        for c in range(size.cells):
+            m.submodules[f"cell_{c}"] = cell = Cell(*self._cell)
             m.d.comb += cell.windows.eq(self.windows[c])
             for name, values in given.items():
                 value = values[0]

@@ -12,6 +12,7 @@ from flightllm.hw.engine.sums import ONES_BITS
 from flightllm.hw.engine.timing import Control
 from flightllm.hw.floating import Float32, FloatAdd, FloatMul, IntToFloat
 from flightllm.hw.memory.ram import Ram
+from flightllm.hw.sharing import shared
 
 __all__ = ["GROUP_BITS", "Lane"]
 
@@ -19,6 +20,7 @@ GROUP_BITS = 24
 """Of the sum of a group of 256 products of INT8 numbers."""
 
 
+@shared()
 class Lane(wiring.Component):
     """One row of a pair, one vector of a batch.
 

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from flightllm.hw.chain import Cell
+from flightllm.hw.chain import cell_latency
 from flightllm.hw.decode.unit import DecodeUnit
 from flightllm.hw.engine.channel import ChannelArray
 from flightllm.hw.engine.epilogue import Epilogue
@@ -19,11 +19,13 @@ from flightllm.hw.engine.timing import ArrayControl, Stages
 from flightllm.hw.engine.windows import WindowStore
 from flightllm.hw.frontend import semaphore_signature
 from flightllm.hw.memory.buffers import read_port, window_port, write_port
+from flightllm.hw.sharing import shared
 from flightllm.spec.formats import Second
 
 __all__ = ["MatrixEngine"]
 
 
+@shared()
 class MatrixEngine(wiring.Component):
     """Executes MM and MV; see docs/units/engine.md.
 
@@ -64,14 +66,13 @@ class MatrixEngine(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         size = self.size
-        cells = [[Cell(*self._cell) for _ in range(size.cells)] for _ in range(size.channels)]
-        stages = Stages(size, cells[0][0].latency)
+        stages = Stages(size, cell_latency(*self._cell[:3]))
         m.submodules.starter = starter = Starter(size)
         m.submodules.windows = windows = WindowStore(size)
         m.submodules.sequencer = sequencer = Sequencer(size, stages.distance)
         m.submodules.control = control = ArrayControl(size, stages)
         m.submodules.sums = sums = ActivationSums(size, stages.sums + 1)
-        channels = [ChannelArray(size, stages, own) for own in cells]
+        channels = [ChannelArray(size, stages, *self._cell[1:]) for _ in range(size.channels)]
         m.submodules.epilogue = epilogue = Epilogue(
             size, channels[0].signature.members["read"].shape
         )

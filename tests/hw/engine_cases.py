@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 from amaranth.back import rtlil
+from amaranth.hdl import Module, Value
+from amaranth.lib import wiring
 
 from flightllm.hw.engine import EngineSize, MatrixEngine
+from flightllm.hw.sharing import Library
 from flightllm.sim.functional.core import Buffer
 from flightllm.sim.functional.linear import mm_linear, mv_linear
 from flightllm.sim.functional.matrices import MatrixCache, Stream
@@ -280,9 +283,34 @@ class Machine:
 
 def engine(size: EngineSize, beat_bytes: int = 16, unit: Any = None) -> Path:
     """The program of an engine, built unless it exists."""
-    made = unit or MatrixEngine(size, beat_bytes)
-    text = rtlil.convert(made, name="engine", emit_src=False)
+    library = Inside()
+    top = Alone(unit or MatrixEngine(size, beat_bytes))
+    text = rtlil.convert(top, name="engine", platform=library, emit_src=False)
     harness = Path(__file__).with_name("engine_harness.cpp")
     return verilate(
-        text, "engine", harness, CACHE, [f"CHANNELS={size.channels}", f"BEAT={beat_bytes}"]
-    )
+        "\n".join([*library.texts.values(), text]), "engine", harness, CACHE,
+        [f"CHANNELS={size.channels}", f"BEAT={beat_bytes}"],
+    )  # fmt: skip
+
+
+class Inside(Library):
+    """Shares modules; memories stay what Amaranth makes of them."""
+
+    external_rams = False
+
+
+class Alone(wiring.Component):
+    """A unit, shared or not, as the top of a design."""
+
+    def __init__(self, unit: Any) -> None:
+        self.unit = unit
+        super().__init__(unit.signature)
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.unit = self.unit
+        outer, inner = (part.signature.flatten(part) for part in (self, self.unit))
+        for (_, member, port), (_, _, own) in zip(outer, inner):
+            to, value = (port, own) if member.flow == wiring.Out else (own, port)
+            m.d.comb += Value.cast(to).eq(value)
+        return m

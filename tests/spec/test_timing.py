@@ -13,7 +13,7 @@ pytest.importorskip("amaranth")
 
 @pytest.mark.parametrize("board", [name for name in preset_names() if name != "formal"])
 def test_engine_stages(board):
-    from flightllm.hw.chain import Cell
+    from flightllm.hw.chain import cell_latency
     from flightllm.hw.engine.sequencer import INTEGER_DISTANCE
     from flightllm.hw.engine.size import engine_size
     from flightllm.hw.engine.timing import Stages
@@ -21,7 +21,7 @@ def test_engine_stages(board):
     config = load_config(board)
     made = matrix_parameters(config)
     size = engine_size(config)
-    stages = Stages(size, Cell(made.k_lanes, made.dsp_kind, made.chain_length).latency)
+    stages = Stages(size, cell_latency(made.k_lanes, made.dsp_kind, made.chain_length))
     engine = timing.engine_timing(config)
     assert (engine.result, engine.late) == (stages.result, stages.late)
     assert (engine.distance, engine.integer_distance) == (stages.distance, INTEGER_DISTANCE)
