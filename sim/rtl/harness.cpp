@@ -1,11 +1,12 @@
 // A Verilated accelerator as a shared library: its clock, its AXI4-Lite host, its memory, its trace.
 // Python (simulation.py) calls in for whole runs, never for a cycle. design.h, written for each
-// design by library.py, names its ports: DESIGN_CHANNELS, DESIGN_BEAT, and X(number, prefix) for
-// every memory channel in CHANNEL_PORTS; with TRACE also X(core) in TRACE_PORTS.
+// design by library.py, names its ports: DESIGN_CHANNELS, DESIGN_BEAT, X(number, prefix) for every
+// memory channel in CHANNEL_PORTS and for every core with trace ports (TRACE_CORES) in TRACE_PORTS.
 #include "design.h"
 
 #include "Vunit.h"
 #include "memory.h"
+#include "trace.h"
 #include "verilated.h"
 #ifdef WAVE
 #include "verilated_vcd_c.h"
@@ -31,6 +32,8 @@ struct Simulation {
     Channel channels[DESIGN_CHANNELS];
     std::string failure;
     uint64_t cycle = 0;
+    CoreTrace traces[TRACE_CORES + 1];  // the last is for designs without
+    std::deque<Event> events;
 #ifdef WAVE
     std::unique_ptr<VerilatedVcdC> wave;
     std::string wave_path;
@@ -53,6 +56,17 @@ struct Simulation {
         &top->prefix##_araddr, &top->prefix##_awaddr, \
         wire(top->prefix##_rdata), wire(top->prefix##_wdata), wire(top->prefix##_wstrb)});
         CHANNEL_PORTS(X)
+#undef X
+#define UNIT(prefix, name) port(top->prefix##_##name)
+#define WRITES(prefix, name) WritePorts{port(top->prefix##_##name##_write_valid), \
+        port(top->prefix##_##name##_write_addr), port(top->prefix##_##name##_write_count), \
+        &top->prefix##_##name##_write_data}
+#define X(number, prefix) traces[number].core = number; traces[number].p = TracePorts{ \
+        {UNIT(prefix, ld), UNIT(prefix, st), UNIT(prefix, mm), UNIT(prefix, mv), \
+         UNIT(prefix, misc), UNIT(prefix, sys)}, \
+        UNIT(prefix, dispatch_valid), UNIT(prefix, dispatch_first), UNIT(prefix, dispatch_unit), \
+        UNIT(prefix, dispatch_word), WRITES(prefix, f), WRITES(prefix, a)};
+        TRACE_PORTS(X)
 #undef X
         top->s_axi_control_awvalid = top->s_axi_control_wvalid = 0;
         top->s_axi_control_arvalid = top->s_axi_control_bready = top->s_axi_control_rready = 0;
@@ -88,8 +102,10 @@ struct Simulation {
         top->clk = 0;
         top->eval();
         dump(0);
-        if (!top->rst)
-            for (Channel &channel : channels) channel.sample(cycle);
+        if (top->rst) return;
+        for (Channel &channel : channels) channel.sample(cycle);
+        for (int core = 0; core < TRACE_CORES; ++core)
+            traces[core].sample(cycle, events, failure);
     }
 
     void edge() {
@@ -118,6 +134,7 @@ struct Simulation {
             const bool raised = top->__SYM__interrupt;  // Verilator keeps the bare name for C++
             edge();
             if (!failure.empty()) return FAILED;
+            if (!events.empty()) return EVENT;
             if (raised) return INTERRUPT;
         }
         return LIMIT;
@@ -200,6 +217,33 @@ uint32_t sim_outstanding(Simulation *sim, uint32_t channel) {
 void sim_counts(Simulation *sim, uint32_t channel, ChannelCounts *counts, int clear) {
     *counts = sim->channels[channel].counts;
     if (clear) sim->channels[channel].counts = {};
+}
+// Where the design's writes to a core's buffers go as well.
+void sim_buffers(Simulation *sim, uint32_t core, void *f, uint64_t f_words, void *a,
+                 uint64_t a_bytes) {
+    CoreTrace &trace = sim->traces[core];
+    trace.f = f;
+    trace.f_words = f_words;
+    trace.a = a;
+    trace.a_bytes = a_bytes;
+}
+// The next instruction that is done; 0 where there is none.
+int sim_event(Simulation *sim, Event *event) {
+    if (sim->events.empty()) return 0;
+    *event = sim->events.front();
+    sim->events.pop_front();
+    return 1;
+}
+// What a unit is at; 0 where it is idle.
+int sim_running(Simulation *sim, uint32_t core, uint32_t unit, Event *event) {
+    const Event *found = sim->traces[core].current(unit);
+    if (found) *event = *found;
+    return found != nullptr;
+}
+// Instructions of a run that was given up never end.
+void sim_clear_trace(Simulation *sim) {
+    sim->events.clear();
+    for (CoreTrace &trace : sim->traces) trace.clear();
 }
 // The DRAM timing alone: `count` accesses to one channel, see DramChannel in spec/dram.py.
 void sim_dram(const DramSetup *setup, uint64_t count, const double *now, const uint64_t *address,

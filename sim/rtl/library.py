@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -20,10 +21,15 @@ from flightllm.sim.rtl import toolchain
 __all__ = ["Design", "build_library", "cache_folder"]
 
 _HERE = Path(__file__).parent
-_SOURCES = ("harness.cpp", "memory.h")
-_COMPILE = ("-std=c++17", "-O2", "-w", "-fPIC", "-fno-gnu-unique", "-fvisibility-inlines-hidden")
-_SPLIT = 6000
-"""Statements of a C++ file that Verilator writes: small enough to keep every core compiling."""
+_SOURCES = ("harness.cpp", "memory.h", "trace.h")
+_COMPILE = ("-std=c++17", "-w", "-fPIC", "-fno-gnu-unique", "-fvisibility-inlines-hidden")
+_SPLIT = 20000
+"""Statements of a C++ file that Verilator writes: few headers to read, and work for all cores."""
+# A memory's initial values as Yosys writes them.
+_INITIAL = re.compile(
+    r"^  initial begin\n((?:    \S+ ?\[\d+\] = \d+'h[0-9a-f]+;\n)+)  end\n", re.MULTILINE
+)
+_ZERO = re.compile(r"^.* = \d+'h0+;\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,14 @@ class Design:
     def header(self) -> str:
         """design.h, which tells the harness the design's ports."""
         prefixes = [f"X({c}, m_axi_{c:02d})" for c in range(self.channels)]
+        cores = [f"X({core}, trace_{core})" for core in range(self.trace_cores)]
         lines = [
             f"#define DESIGN_CHANNELS {self.channels}",
             f"#define DESIGN_BEAT {self.beat_bytes}",
             f"#define CHANNEL_PORTS(X) {' '.join(prefixes)}",
+            f"#define TRACE_CORES {self.trace_cores}",
+            f"#define TRACE_PORTS(X) {' '.join(cores)}",
         ]
-        if self.trace_cores:
-            cores = [f"X({core}, trace_{core})" for core in range(self.trace_cores)]
-            lines += [f"#define TRACE_PORTS(X) {' '.join(cores)}"]
         return "\n".join(lines) + "\n"
 
 
@@ -98,12 +104,22 @@ def build_library(design: Design, wave: bool = False, cache: Path | None = None,
     cache.mkdir(parents=True, exist_ok=True)
     tell = progress or (lambda stage: None)
     tell("generating Verilog")
-    text = design.verilog()
+    text = _without_zeros(design.verilog())
     folder = cache / f"{design.name}-{_digest((text, *fixed))}"
     if not (folder / "design.so").is_file():
         _build(design, text, wave, folder, tell)
     _put(by_source, folder.name)
     return folder / "design.so"
+
+
+def _without_zeros(text: str) -> str:
+    """Verilog without initial zeros of memories, which Verilator assumes: most of a large design."""
+
+    def rest(match: re.Match[str]) -> str:
+        kept = _ZERO.sub("", match[1])
+        return f"  initial begin\n{kept}  end\n" if kept else ""
+
+    return _INITIAL.sub(rest, text)
 
 
 def _build(design: Design, text: str, wave: bool, final: Path, tell: Callable[[str], None]) -> None:
@@ -144,8 +160,9 @@ def _compile(work: Path, wave: bool) -> list[Path]:
 
     def one(source: Path) -> Path:
         out = work / f"{source.stem}.o"
+        effort = "-O0" if source.stem.endswith("__Slow") else "-O2"  # Slow runs once
         toolchain.call(
-            [toolchain.compiler(), *_COMPILE, *(["-DWAVE"] if wave else []), *toolchain.includes(),
+            [toolchain.compiler(), *_COMPILE, effort, *(["-DWAVE"] if wave else []), *toolchain.includes(),
              f"-I{work}", f"-I{work / 'cpp'}", f"-I{_HERE}", "-c", source, "-o", out],
             work,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntFlag
 from pathlib import Path
@@ -16,7 +16,7 @@ from flightllm.sim.rtl.toolchain import SimulationError
 from flightllm.spec.dram import DramTiming
 from flightllm.spec.errors import InputError
 
-__all__ = ["ChannelCounts", "Fault", "MemoryModel", "Simulation", "Stop", "dram_times"]
+__all__ = ["ChannelCounts", "Event", "Fault", "MemoryModel", "Simulation", "Stop", "dram_times"]
 
 U8 = NDArray[np.uint8]
 F64 = NDArray[np.float64]
@@ -128,6 +128,20 @@ class ChannelCounts(ctypes.Structure):
     ]  # fmt: skip
 
 
+WORDS = 32
+"""Most words of an instruction in an `Event`."""
+
+
+class Event(ctypes.Structure):
+    """An instruction that is done: its words, and the cycles in which it started and ended."""
+
+    _fields_ = [
+        ("start", ctypes.c_uint64), ("end", ctypes.c_uint64),
+        *((name, ctypes.c_uint32) for name in ("core", "unit", "address", "count")),
+        ("words", ctypes.c_uint32 * WORDS),
+    ]  # fmt: skip
+
+
 _CALLS: dict[str, tuple[Any, list[Any]]] = {
     "open": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]),
     "close": (None, [ctypes.c_void_p]),
@@ -147,6 +161,13 @@ _CALLS: dict[str, tuple[Any, list[Any]]] = {
     "clear_faults": (None, [ctypes.c_void_p]),
     "outstanding": (ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32]),
     "counts": (None, [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int]),
+    "buffers": (
+        None,
+        [ctypes.c_void_p, ctypes.c_uint32, *[ctypes.c_void_p, ctypes.c_uint64] * 2],
+    ),
+    "event": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_void_p]),
+    "running": (ctypes.c_int, [ctypes.c_void_p, *[ctypes.c_uint32] * 2, ctypes.c_void_p]),
+    "clear_trace": (None, [ctypes.c_void_p]),
     "dram": (None, [ctypes.c_void_p, ctypes.c_uint64, *[ctypes.c_void_p] * 6]),
     "wave": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]),
 }  # fmt: skip
@@ -218,7 +239,7 @@ class Simulation:
         self._calls = _open_library(library)
         for memory in memories:
             assert memory.dtype == np.uint8 and memory.flags.c_contiguous
-        self._memories = list(memories)  # the design holds their addresses
+        self._memories: list[NDArray[Any]] = list(memories)  # the design holds their addresses
         places = (_ChannelSetup * len(memories))(
             *(_ChannelSetup(m.ctypes.data, base, m.size) for m, base in zip(memories, bases))
         )
@@ -250,7 +271,8 @@ class Simulation:
         self._calls.sim_reset(self._handle, cycles)
 
     def run(self, cycles: int) -> Stop:
-        """Run until the interrupt is high or so many cycles have passed."""
+        """Run until the interrupt is high, an instruction is done (with a trace), or so many
+        cycles have passed."""
         stop = Stop(self._calls.sim_run(self._handle, cycles))
         self._check()
         return stop
@@ -271,6 +293,29 @@ class Simulation:
         data = np.ascontiguousarray(words, np.uint32)
         self._calls.sim_write_words(self._handle, address, data.ctypes.data, len(data))
         self._check()
+
+    def buffers(self, core: int, f: NDArray[np.uint32], a: U8) -> None:
+        """Where every write to a core's F and A buffers goes as well; needs trace ports."""
+        self._memories += [f, a]
+        self._calls.sim_buffers(self._handle, core, f.ctypes.data, f.size, a.ctypes.data, a.size)
+
+    def events(self) -> Iterator[Event]:
+        """The instructions that are done since the last call."""
+        event = Event()
+        while self._calls.sim_event(self._handle, ctypes.byref(event)):
+            yield event
+            event = Event()
+
+    def running(self, core: int, unit: int) -> Event:
+        """The instruction that a unit is at; SimulationError where it is idle."""
+        event = Event()
+        if not self._calls.sim_running(self._handle, core, unit, ctypes.byref(event)):
+            raise SimulationError(f"core {core}: unit {unit} runs nothing")
+        return event
+
+    def clear_trace(self) -> None:
+        """Forget instructions that never ended."""
+        self._calls.sim_clear_trace(self._handle)
 
     def fault(self, channel: int, address: int, size: int, kind: Fault) -> None:
         """Let accesses to bytes of a channel go wrong from now on."""
