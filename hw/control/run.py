@@ -80,7 +80,9 @@ class RunControl(wiring.Component):
                     m.d.comb += self.stopped.eq(1)
                     m.next = "clear"
                 with m.Elif(failing):
-                    m.d.sync += ending.error.eq(1)
+                    # Said at once: a memory that never answers would keep `busy` up for ever.
+                    m.d.comb += self.event.error.eq(1)
+                    m.d.sync += self.status.error.eq(1)
                     m.next = "clear"
                 with m.Elif(self.halted.all()):
                     m.d.sync += ending.done.eq(1)

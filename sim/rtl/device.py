@@ -38,11 +38,9 @@ def design_of(config: HwConfig, trace: bool = False) -> Design:
     """What `build_library` needs of a configuration's hardware."""
 
     def verilog() -> str:
-        from amaranth.back import verilog as back
-        from flightllm.hw.top import NAME, Top
+        from flightllm.hw.verilog import verilog_text
 
-        top = Top(config, trace=trace)
-        return str(back.convert(top, name=NAME, ports=top.ports(), emit_src=False))
+        return verilog_text(config, trace=trace)
 
     return Design(
         "flightllm", sum(config.channels), config.beat_bytes, verilog, f"{config.digest} {trace}",
@@ -186,6 +184,10 @@ class RtlDevice:
     def read(self, core: int, channel: int, address: int, size: int) -> bytes:
         """Read `size` bytes of the memory of a channel; VerifyError outside the program's."""
         return self._place(core, channel, address, size)[address : address + size].tobytes()
+
+    def memory(self, core: int, channel: int) -> U8:
+        """The memory of a channel itself, weights included: for tests that spoil it."""
+        return self._channels[core][channel]
 
     def _place(self, core: int, channel: int, address: int, size: int) -> U8:
         if self._sim is None:

@@ -57,15 +57,17 @@ struct Simulation {
         wire(top->prefix##_rdata), wire(top->prefix##_wdata), wire(top->prefix##_wstrb)});
         CHANNEL_PORTS(X)
 #undef X
-#define UNIT(prefix, name) port(top->prefix##_##name)
+#define PORT(prefix, name) port(top->prefix##_##name)
+#define UNIT(prefix, name) UnitPorts{port(top->prefix##_##name##_start), \
+        port(top->prefix##_##name##_done), port(top->prefix##_##name##_address)}
 #define WRITES(prefix, name) WritePorts{port(top->prefix##_##name##_write_valid), \
         port(top->prefix##_##name##_write_addr), port(top->prefix##_##name##_write_count), \
         &top->prefix##_##name##_write_data}
 #define X(number, prefix) traces[number].core = number; traces[number].p = TracePorts{ \
         {UNIT(prefix, ld), UNIT(prefix, st), UNIT(prefix, mm), UNIT(prefix, mv), \
          UNIT(prefix, misc), UNIT(prefix, sys)}, \
-        UNIT(prefix, dispatch_valid), UNIT(prefix, dispatch_first), UNIT(prefix, dispatch_unit), \
-        UNIT(prefix, dispatch_word), WRITES(prefix, f), WRITES(prefix, a)};
+        PORT(prefix, dispatch_valid), PORT(prefix, dispatch_first), PORT(prefix, dispatch_unit), \
+        PORT(prefix, dispatch_word), WRITES(prefix, f), WRITES(prefix, a)};
         TRACE_PORTS(X)
 #undef X
         top->s_axi_control_awvalid = top->s_axi_control_wvalid = 0;

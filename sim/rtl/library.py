@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -25,11 +24,6 @@ _SOURCES = ("harness.cpp", "memory.h", "trace.h")
 _COMPILE = ("-std=c++17", "-w", "-fPIC", "-fno-gnu-unique", "-fvisibility-inlines-hidden")
 _SPLIT = 20000
 """Statements of a C++ file that Verilator writes: few headers to read, and work for all cores."""
-# A memory's initial values as Yosys writes them.
-_INITIAL = re.compile(
-    r"^  initial begin\n((?:    \S+ ?\[\d+\] = \d+'h[0-9a-f]+;\n)+)  end\n", re.MULTILINE
-)
-_ZERO = re.compile(r"^.* = \d+'h0+;\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -104,22 +98,12 @@ def build_library(design: Design, wave: bool = False, cache: Path | None = None,
     cache.mkdir(parents=True, exist_ok=True)
     tell = progress or (lambda stage: None)
     tell("generating Verilog")
-    text = _without_zeros(design.verilog())
+    text = design.verilog()
     folder = cache / f"{design.name}-{_digest((text, *fixed))}"
     if not (folder / "design.so").is_file():
         _build(design, text, wave, folder, tell)
     _put(by_source, folder.name)
     return folder / "design.so"
-
-
-def _without_zeros(text: str) -> str:
-    """Verilog without initial zeros of memories, which Verilator assumes: most of a large design."""
-
-    def rest(match: re.Match[str]) -> str:
-        kept = _ZERO.sub("", match[1])
-        return f"  initial begin\n{kept}  end\n" if kept else ""
-
-    return _INITIAL.sub(rest, text)
 
 
 def _build(design: Design, text: str, wave: bool, final: Path, tell: Callable[[str], None]) -> None:
@@ -155,15 +139,17 @@ def _build(design: Design, text: str, wave: bool, final: Path, tell: Callable[[s
 
 def _compile(work: Path, wave: bool) -> list[Path]:
     """Every C++ file of the design and the harness, as many at a time as there are processors."""
-    sources = [*sorted((work / "cpp").glob("*.cpp"), key=lambda path: -path.stat().st_size),
-               _HERE / "harness.cpp"]  # fmt: skip
+    largest_first = sorted((work / "cpp").glob("*.cpp"), key=lambda path: -path.stat().st_size)
+    sources = [_HERE / "harness.cpp", *largest_first]
 
     def one(source: Path) -> Path:
         out = work / f"{source.stem}.o"
-        effort = "-O0" if source.stem.endswith("__Slow") else "-O2"  # Slow runs once
+        options = ["-O0" if source.stem.endswith("__Slow") else "-O2"]  # Slow runs once
+        if wave:
+            options.append("-DWAVE")
         toolchain.call(
-            [toolchain.compiler(), *_COMPILE, effort, *(["-DWAVE"] if wave else []), *toolchain.includes(),
-             f"-I{work}", f"-I{work / 'cpp'}", f"-I{_HERE}", "-c", source, "-o", out],
+            [toolchain.compiler(), *_COMPILE, *options, *toolchain.includes(), f"-I{work}",
+             f"-I{work / 'cpp'}", f"-I{_HERE}", "-c", source, "-o", out],
             work,
         )  # fmt: skip
         return out

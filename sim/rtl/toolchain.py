@@ -18,7 +18,10 @@ __all__ = [
 ]  # fmt: skip
 
 # -Wno-fatal: Yosys's Verilog is not written for Verilator's style checks.
-VERILATE = ("--cc", "-O3", "--x-assign", "fast", "--no-timing", "-Wno-fatal", "-Wno-lint")
+VERILATE = (
+    "--cc", "-O3", "--x-assign", "fast", "--no-timing", "-Wno-fatal", "-Wno-lint", "-Wno-ALWNEVER",
+    "-Wno-IEEEMAYDEPRECATE", "-Wno-SYMRSVDWORD",
+)  # fmt: skip
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 
 

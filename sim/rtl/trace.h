@@ -33,12 +33,15 @@ Port port(const Wire &wire) {
     return {&wire, sizeof wire < 8 ? sizeof wire : 8};
 }
 
+struct UnitPorts {
+    Port start, done, address;
+};
 struct WritePorts {
     Port valid, addr, count;
     const void *data;
 };
 struct TracePorts {
-    Port units[TRACE_UNITS];
+    UnitPorts units[TRACE_UNITS];
     Port valid, first, unit, word;
     WritePorts f, a;
 };
@@ -60,9 +63,9 @@ class CoreTrace {
         keep(p.f, f, f_words, 4, failure);
         keep(p.a, a, a_bytes, 1, failure);
         for (uint32_t u = 0; u < TRACE_UNITS; ++u) {
-            const uint64_t bits = p.units[u].get();
-            if (bits & 2) finish(now, u, events, failure);
-            if (bits & 1) start(now, u, bits >> 2, failure);
+            const UnitPorts &unit = p.units[u];
+            if (unit.done.get()) finish(now, u, events, failure);
+            if (unit.start.get()) start(now, u, unit.address.get(), failure);
         }
         if (p.valid.get()) take(failure);
     }

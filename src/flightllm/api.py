@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from flightllm.executors import Tracer, open_device
+from flightllm.executors import Tracer, Watch, open_device
 from flightllm.runtime.generate import Generation, TextStream, encode_prompt
 from flightllm.runtime.sampling import Sampler
 from flightllm.runtime.session import Session
@@ -300,6 +300,11 @@ class LoadedProgram:
                 on_text(piece)
         return stream.result()
 
+    @property
+    def build_seconds(self) -> float:
+        """What building the executor's hardware took; 0 where it has none to build."""
+        return float(getattr(self.session.device, "build_seconds", 0.0))
+
     def _ids(self, prompt: Prompt) -> str | list[int]:
         if isinstance(prompt, str):
             return prompt
@@ -335,18 +340,23 @@ def load(
     trace: Tracer | None = None,
     device: str | None = None,
     bitstream: str | Path | None = None,
+    wave: Path | None = None,
+    wave_from: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> LoadedProgram:
     """Put a program on an executor.
 
     Parameters
     ----------
     program : a program folder, or what `compile` returned.
-    on : the executor: "functional", "functional:SEED" for a random legal order of its units, or
-        "board".
+    on : the executor: "functional", "cycle", "rtl" or "board"; "functional:SEED" runs its units in
+        a random legal order, "cycle:N" and "rtl:SETTINGS" change the memory.
     board : the hardware that the device has; left out, what the program was made for.
     tokenizer : in place of the one in the program's folder.
     trace : called with a `flightllm.spec.trace.TraceRecord` for each executed instruction.
     device, bitstream : of a board; see `flightllm.board_devices.open_board`.
+    wave : file for a waveform, from cycle `wave_from` on; "rtl" only.
+    progress : told what "rtl" is doing while it builds the hardware, which is kept.
 
     Raises
     ------
@@ -359,7 +369,8 @@ def load(
     if tokenizer is None and found.folder is not None:
         tokenizer = _tokenizer_beside(found.folder)
     opened = open_device(
-        on, found.config if board is None else as_config(board), trace, device=device,
+        on, found.config if board is None else as_config(board),
+        Watch(trace, wave, wave_from, progress), device=device,
         bitstream=None if bitstream is None else Path(bitstream),
     )  # fmt: skip
     try:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import count
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import Any
 
-from flightllm.executors import Tracer, open_device
+from flightllm.executors import Watch, open_device
 from flightllm.runtime.generate import Generation, Generator
 from flightllm.runtime.session import Session
-from flightllm.spec.errors import InputError
+from flightllm.spec.errors import FlightError, InputError
 from flightllm.spec.image import Program
 from flightllm.spec.trace import TraceRecord
 
-__all__ = ["Comparison", "Difference", "compare"]
+__all__ = ["Comparison", "Difference", "compare", "first_difference"]
 
 _FIELDS = ("address", "name", "operands", "writes")
 Records = dict[tuple[int, str], list[tuple[int, TraceRecord]]]
@@ -88,28 +87,69 @@ def compare(
     InputError
         For an unknown executor, an impossible prompt, or an executor that traces nothing.
     """
-    runs, traces = list[Generation](), list[Records]()
-    for on in between:
-        records: Records = defaultdict(list)
-        device = open_device(on, program.config, _keeper(records))
-        try:
-            run = Generator(Session(device, program), ids, tokens)
-            for _ in run:
-                pass
-            runs.append(run.result())
-        finally:
-            device.close()
-        if not records:
-            raise InputError(f"executor {on!r} traces nothing, so it cannot be compared")
-        traces.append(records)
-    difference = _first_record(*traces) or _first_result(*runs)
-    total = sum(map(len, traces[0].values()))
-    return Comparison(between, total, runs[0].token_ids, runs[0].memory_sha256, difference)
+    first = _run(between[0], program, ids, tokens)
+    if first.error is not None:
+        raise first.error
+    second = _run(between[1], program, ids, tokens)
+    difference = first_difference(first.records, second.records)
+    if second.error is not None and (difference is None or difference.field == "instructions"):
+        raise second.error  # nothing that was done explains it
+    if difference is None:
+        difference = _first_result(first.generation, second.generation)
+    ids_, digest = first.generation.token_ids, first.generation.memory_sha256
+    return Comparison(between, len(first.records), ids_, digest, difference)
 
 
-def _keeper(records: Records) -> Tracer:
-    done = count()
-    return lambda record: records[record.core, record.unit].append((next(done), record))
+@dataclass
+class _Run:
+    """What an executor made of a prompt, until it was through or an error ended it."""
+
+    records: list[TraceRecord] = field(default_factory=list)
+    error: FlightError | None = None
+    result: Generation | None = None
+
+    @property
+    def generation(self) -> Generation:
+        assert self.result is not None
+        return self.result
+
+
+def _run(on: str, program: Program, ids: Sequence[int], tokens: int) -> _Run:
+    """Run; InputError where nothing can be compared."""
+    out = _Run()
+    device = open_device(on, program.config, Watch(out.records.append))
+    try:
+        run = Generator(Session(device, program), ids, tokens)
+        for _ in run:
+            pass
+        out.result = run.result()
+    except FlightError as error:
+        if not out.records:
+            raise
+        out.error = error
+    finally:
+        device.close()
+    if not out.records:
+        raise InputError(f"executor {on!r} traces nothing, so it cannot be compared")
+    return out
+
+
+def first_difference(
+    first: Iterable[TraceRecord], second: Iterable[TraceRecord]
+) -> Difference | None:
+    """The first instruction in which two traces differ, or None.
+
+    Units are compared each by itself. Among their first differences, that of the instruction which
+    the first executor had done first comes first.
+    """
+    return _first_record(_by_unit(first), _by_unit(second))
+
+
+def _by_unit(records: Iterable[TraceRecord]) -> Records:
+    out: Records = defaultdict(list)
+    for done, record in enumerate(records):
+        out[record.core, record.unit].append((done, record))
+    return out
 
 
 def _first_record(first: Records, second: Records) -> Difference | None:
@@ -133,10 +173,10 @@ def _in_unit(
     """One unit's first difference, and when the first executor had done that instruction."""
     core, unit = place
     for index, ((when, one), (_, other)) in enumerate(zip(first, second)):
-        for field in _FIELDS:
-            a, b = getattr(one, field), getattr(other, field)
+        for name in _FIELDS:
+            a, b = getattr(one, name), getattr(other, name)
             if a != b:
-                return when, Difference(field, a, b, core, unit, index, one.address, one.name)
+                return when, Difference(name, a, b, core, unit, index, one.address, one.name)
     if len(first) != len(second):
         index = min(len(first), len(second))
         return inf, Difference("instructions", len(first), len(second), core, unit, index)
@@ -144,8 +184,8 @@ def _in_unit(
 
 
 def _first_result(first: Generation, second: Generation) -> Difference | None:
-    for field in ("token_ids", "memory_sha256"):
-        a, b = getattr(first, field), getattr(second, field)
+    for name in ("token_ids", "memory_sha256"):
+        a, b = getattr(first, name), getattr(second, name)
         if a != b:
-            return Difference(field, a, b)
+            return Difference(name, a, b)
     return None

@@ -23,7 +23,11 @@ Board = Annotated[str, typer.Option("--board", help="Preset name or .toml file."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 On = Annotated[
     str,
-    typer.Option("--on", help="Executor: functional, functional:SEED (random unit order), board."),
+    typer.Option(
+        "--on",
+        help="Executor: functional, functional:SEED (random unit order), cycle, cycle:N (memory"
+        " latency), rtl, rtl:SETTINGS (memory: latency=N,stalls=SHARE,dram, ...), board.",
+    ),
 ]
 Weights = Annotated[
     str | None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["facts", "note", "print_json", "progress_bar", "table"]
+__all__ = ["facts", "note", "print_json", "progress_bar", "stage_notes", "table"]
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -43,6 +43,13 @@ def facts(values: Mapping[str, object]) -> None:
     width = max(len(name) for name in values)
     for name, value in values.items():
         print(f"{name:{width}}  {value}")
+
+
+def stage_notes(what: str) -> Callable[[str], None] | None:
+    """Gives a function that names a stage of long work on a terminal, and None elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda stage: note(f"{what}: {stage}")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from flightllm.cli.options import (
     Weights,
     read_prompt,
 )
-from flightllm.cli.output import note, print_json, progress_bar
+from flightllm.cli.output import note, print_json, progress_bar, stage_notes
 
 if TYPE_CHECKING:
     from flightllm.executors import Tracer
@@ -57,6 +57,10 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="File for the executed instructions, JSON lines.")
     ] = None,
+    wave: Annotated[
+        Path | None, typer.Option(help="File for a waveform (VCD); with --on rtl.")
+    ] = None,
+    wave_from: Annotated[int, typer.Option(help="First cycle of the waveform.")] = 0,
     board: Annotated[
         str | None,
         typer.Option(help="Preset name or .toml file.  [default: the program's, or tiny]"),
@@ -88,10 +92,11 @@ def run(
         _tracer(trace) as tracer,
         api.load(
             program, on, board=board, tokenizer=tokenizer, trace=tracer, device=device,
-            bitstream=bitstream,
+            bitstream=bitstream, wave=wave, wave_from=wave_from, progress=stage_notes(on),
         ) as loaded,  # fmt: skip
     ):
-        ready = time.perf_counter() - begin - built
+        ready = time.perf_counter() - begin - built - loaded.build_seconds
+        built += loaded.build_seconds
         result = loaded.generate(
             [{"role": "user", "content": text}] if chat else text,
             tokens, temperature, top_p, seed, steps, None if json else _show,
