@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from flightllm.runtime.board_faults import explain
 from flightllm.runtime.board_upload import upload
 from flightllm.spec.config import HwConfig
 from flightllm.spec.device import RunResult, check_program
 from flightllm.spec.errors import DeviceError, InputError
+from flightllm.spec.faults import explain
 from flightllm.spec.image import Program
 from flightllm.spec.isa import UNITS, Register
 from flightllm.spec.registers import (
@@ -257,12 +257,12 @@ class BoardDevice:
                 if done == seen:
                     raise DeviceError(
                         f"{self.name}: no progress for {self._timeout:g} s: "
-                        + explain(self._read, self.config, status)
+                        + explain(self._read, self.config.cores)
                     )
                 seen, moved = done, now
             self._link.pause(now - begin)
         if status & (_ERROR | _ABORTED):
-            raise DeviceError(f"{self.name}: " + explain(self._read, self.config, status))
+            raise DeviceError(f"{self.name}: " + explain(self._read, self.config.cores))
 
     def _work_done(self) -> int:
         """A number that grows while any unit of any core gets on."""

@@ -55,6 +55,9 @@ def explain(read: ReadRegister, cores: int, programs: Sequence[Sequence[int]] = 
 
 def _error(read: ReadRegister, core: int, words: Sequence[int]) -> str:
     register, value = _REGISTERS["ERROR"], read("ERROR", core=core)
+    if register.field("code").of(value) == ErrorCode.WATCHDOG:  # nobody's own error
+        waits = _waits(read, core) or f"core {core}: no unit waits for anything"
+        return f"nothing moved for {read('WATCHDOG')} cycles: {waits}"
     number, place = register.field("code").of(value), register.field("unit").of(value)
     address = read("ERROR_ADDRESS", core=core)
     unit = UNITS[place].name if place < len(UNITS) else "the dispatcher"
@@ -65,8 +68,6 @@ def _error(read: ReadRegister, core: int, words: Sequence[int]) -> str:
     text = f"{where}: {ERRORS[code]}"
     if code in _WITH_CHANNEL:
         text += f" (channel {register.field('channel').of(value)})"
-    if code == ErrorCode.WATCHDOG:
-        text += f": {_waits(read, core) or 'no unit waits for anything'}"
     return text
 
 

@@ -129,7 +129,8 @@ def test_a_silent_memory_ends_the_run_by_the_watchdog(rtl, program: Program) -> 
     device.load(program)
     weights = program.segment(0, "weights")
     device.sim.fault(0, weights.base, weights.size, Fault.SILENT)
-    with pytest.raises(SimulationError, match="nothing moved .* LD waits for data of a memory"):
+    waits = "nothing moved for 500 cycles: core 0: .*MM waits for data in the weight FIFO"
+    with pytest.raises(SimulationError, match=waits):
         device.run("prefill", {Register.NTOK: 2, Register.LOGITS: 1})
 
 

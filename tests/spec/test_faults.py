@@ -32,9 +32,8 @@ def _read(**values):
      "core 0, LD at word 0 (ld.nop): a memory channel answered a read with an error (channel 1)"),
     ({"STATUS": 4, "ERROR": 4 | 15 << 8, "ERROR_ADDRESS": 99},
      "core 0, the dispatcher at word 99: loops nest too deep, or an end has no loop"),
-    ({"STATUS": 4, "ERROR": 9 | Unit.MISC << 8, "ERROR_ADDRESS": 1, "WAITS_0": 1 << 9},
-     "core 0, MISC at word 1 (misc.nop): nothing moved for WATCHDOG cycles; see WAITS for what each"
-     " unit waits for: core 0: LD waits for data of a memory read"),
+    ({"STATUS": 4, "ERROR": 9 | 15 << 8, "WATCHDOG": 700, "WAITS_0": 1 << 9},
+     "nothing moved for 700 cycles: core 0: LD waits for data of a memory read"),
     ({"STATUS": 4, "ERROR": 200}, "core 0, LD at word 0 (ld.nop): error code 200"),
 ])  # fmt: skip
 def test_sentences(values, said: str) -> None:
