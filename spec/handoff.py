@@ -10,14 +10,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 from flightllm.spec.registers import MAP_VERSION
 
 __all__ = [
-    "CONTROL_PORT", "Handoff", "INSTANCE", "KERNEL", "VLNV", "handoff_path", "load_handoff",
-    "master_ports", "save_handoff",
+    "CONTROL_PORT", "Handoff", "INSTANCE", "KERNEL", "VLNV", "handoff_body", "handoff_path",
+    "load_handoff", "master_ports", "save_handoff",
 ]  # fmt: skip
 
 KERNEL = "flightllm"
@@ -58,7 +59,7 @@ class Handoff:
 
 def master_ports(config: HwConfig) -> list[str]:
     """Names of the AXI4 masters of the top, one for each channel, core by core."""
-    return [f"m_axi_g{channel:02d}" for channel in range(sum(config.channels))]
+    return [f"m_axi_{channel:02d}" for channel in range(sum(config.channels))]
 
 
 def handoff_path(bitstream: Path) -> Path:
@@ -74,21 +75,28 @@ def _digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def save_handoff(
-    bitstream: Path, config: HwConfig, memories: tuple[str, ...], tool: str
-) -> Handoff:
-    """Write the hand-over of a bitstream that is there, beside it."""
-    handoff = Handoff(config, memories, bitstream.name, _digest(bitstream), tool)
-    body = {
+def handoff_body(
+    config: HwConfig, memories: tuple[str, ...], bitstream: str, sha256: str, tool: str
+) -> dict[str, Any]:
+    """What a hand-over file holds, as plain values."""
+    return {
         "format": FORMAT,
         "registers": MAP_VERSION,
         "config": config.to_dict(),
         "config_digest": config.digest,
         "memories": list(memories),
-        "bitstream": handoff.bitstream,
-        "sha256": handoff.sha256,
+        "bitstream": bitstream,
+        "sha256": sha256,
         "tool": tool,
     }
+
+
+def save_handoff(
+    bitstream: Path, config: HwConfig, memories: tuple[str, ...], tool: str
+) -> Handoff:
+    """Write the hand-over of a bitstream that is there, beside it."""
+    handoff = Handoff(config, memories, bitstream.name, _digest(bitstream), tool)
+    body = handoff_body(config, memories, handoff.bitstream, handoff.sha256, tool)
     handoff_path(bitstream).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return handoff
 

@@ -16,6 +16,7 @@ READING_ORDER = (
     "cli",
     "python-api",
     "your-own-board",
+    "boards",
     "adding-a-model",
     "adding-an-instruction",
     "number-formats",

@@ -44,6 +44,10 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "Cycle model": ("tests.sim.*cycle*",),
     "RTL units, each alone (no core joins them yet)": ("tests.hw.*",),
     "RTL simulation": ("tests.sim.*rtl*",),
+    "Projects for vendors' tools (no tool has read them yet)": (
+        "tests.hw.test_boards*",
+        "tests.cli.test_bitstream*",
+    ),
     "Runtime through PYNQ, on simulated boards (no real one yet)": ("tests.runtime.*pynq*",),
 }
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"

@@ -63,7 +63,7 @@ def test_missing_files_are_named(bitstream, tmp_path) -> None:
 
 
 def test_names_of_ports() -> None:
-    assert master_ports(load_config("u280"))[::31] == ["m_axi_g00", "m_axi_g31"]
+    assert master_ports(load_config("u280"))[::31] == ["m_axi_00", "m_axi_31"]
     assert VLNV.split(":")[2:] == ["flightllm", f"{MAP_VERSION}.0"]
     with pytest.raises(InputError, match="memories"):
         Handoff(load_config("tiny"), (), "x", "", "")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flightllm import __version__
+from flightllm.cli.bitstream import bitstream
 from flightllm.cli.boards import boards
 from flightllm.cli.check import check
 from flightllm.cli.compare import compare
@@ -48,5 +49,6 @@ app.add_typer(boards, name="boards")
 for name, command in (
     ("models", models), ("check", check), ("compile", compile_model), ("run", run),
     ("eval", evaluate), ("compare", compare), ("disasm", disasm), ("isa", isa),
+    ("bitstream", bitstream),
 ):  # fmt: skip
     app.command(name)(command)
