@@ -1,4 +1,4 @@
-# make setup | demo | test | check | test-slow | bench | wheel-test | generate | accuracy | status | clean
+# make setup | demo | test | check | test-slow | test-rtl | bench | wheel-test | generate | accuracy | status | clean
 # PYTHON=... picks the interpreter, VENV=... the folder of the virtual environment.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,12 +8,13 @@ PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 PROMPT ?= The "with" statement
 DEMO_TOKENS ?= 48
+DEMO_RTL_TOKENS ?= 4
 WORKERS ?= 2
 
 # Two test processes share two cores: one thread each in the numeric libraries.
-test test-slow: export OMP_NUM_THREADS ?= 1
+test test-slow test-rtl: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check generated generate accuracy status test-slow bench wheel-test clean
+.PHONY: setup demo test check generated generate accuracy status test-slow test-rtl bench wheel-test clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -30,6 +31,7 @@ demo: setup
 	rm -rf out/demo
 	$(BIN)/flightllm compile demo -o out/demo
 	$(BIN)/flightllm run out/demo --prompt '$(PROMPT)' --tokens $(DEMO_TOKENS)
+	$(PY) tools/demo_rtl.py out/demo '$(PROMPT)' $(DEMO_RTL_TOKENS)
 
 test: check
 	mkdir -p out
@@ -57,6 +59,10 @@ status: setup
 
 test-slow: setup
 	$(PY) -m pytest -m slow --timeout=3600
+
+# Builds hardware, which FLIGHTLLM_RTL_CACHE keeps between runs if it names a folder.
+test-rtl: setup
+	$(PY) -m pytest -m rtl --timeout=7200
 
 bench: setup
 	$(PY) tools/bench.py
