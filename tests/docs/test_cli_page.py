@@ -132,6 +132,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eval demo --text {work}/text.txt --calibrate none --max-length 32",
         "compare {work}/program --tokens 1",
         "disasm {work}/program",
+        "estimate demo --context 32 --prefill 4",
+        "resources --board tiny-2core",
+        "trace {work}/program -o {work}/timeline.json --prompt 4 --tokens 1",
     ],
 )
 def test_keys_are_documented(line: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,13 @@ from flightllm.cli.check import check
 from flightllm.cli.compare import compare
 from flightllm.cli.compile import compile_model
 from flightllm.cli.disasm import disasm
+from flightllm.cli.estimate import estimate
 from flightllm.cli.evaluate import evaluate
 from flightllm.cli.isa import isa
 from flightllm.cli.models import models
+from flightllm.cli.resources import resources
 from flightllm.cli.run import run
+from flightllm.cli.trace import trace
 
 __all__ = ["app"]
 
@@ -49,6 +52,6 @@ app.add_typer(boards, name="boards")
 for name, command in (
     ("models", models), ("check", check), ("compile", compile_model), ("run", run),
     ("eval", evaluate), ("compare", compare), ("disasm", disasm), ("isa", isa),
-    ("bitstream", bitstream),
+    ("bitstream", bitstream), ("estimate", estimate), ("resources", resources), ("trace", trace),
 ):  # fmt: skip
     app.command(name)(command)

@@ -1,0 +1,178 @@
+"""How much of a device the hardware takes: a model of every unit, and Yosys where asked.
+
+DSPs are counted as the generator instantiates them (`dsp_count`): chains, float32 products of two
+slices each, and a few wide integer products. Memories follow their shapes. Look-up tables and
+flip-flops are sums over the parts whose sizes `PARTS` states, as Yosys synthesised them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from flightllm.spec.config import HwConfig
+from flightllm.spec.isa import QUEUE_DEPTH, UNITS
+from flightllm.spec.parameters import MatrixParameters, matrix_parameters
+
+__all__ = ["PARTS", "Resources", "core_resources", "dsp_count", "memory_blocks"]
+
+BLOCK_PAIRS = 8
+LARGEST_GROUP = 256
+LARGEST_HEAD = 128
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Counts of one unit, one core or one device; block memories of 18 Kbit count a half."""
+
+    dsp: float = 0
+    lut: float = 0
+    ff: float = 0
+    bram36: float = 0
+    uram: float = 0
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, count: float) -> Resources:
+        """So many of it."""
+        return Resources(*(count * getattr(self, f.name) for f in fields(self)))
+
+
+PRODUCT_DSPS = {"dsp48e2": 2, "dsp48e1": 3, "dsp58": 2, "inferred": 2}
+"""Slices of a float32 significand's 24 x 24 bit product."""
+
+# (LUT, FF) of the parts of float32 arithmetic at the latencies that the units use, and of control,
+# by `yosys synth_xilinx -family xcup`; `flightllm resources --synth` measures them anew.
+PARTS: dict[str, tuple[float, float]] = {
+    "add": (560, 190), "mul": (170, 120), "int_to_float": (190, 90), "half_to_float": (40, 35),
+    "to_int8": (110, 50), "exp": (1900, 900), "recip": (1500, 700), "to_half": (120, 40),
+}  # fmt: skip
+
+
+def _dsps_of_cell(made: MatrixParameters) -> int:
+    if made.dsp_kind == "dsp58":  # three products of one row a slice, a cascade for each row
+        return 2 * -(-made.k_lanes // 3)
+    return made.k_lanes
+
+
+def _float_muls(config: HwConfig, core: int) -> int:
+    """Float32 multipliers of a core: lanes of the array, epilogue, SFU lanes and its scalars."""
+    made, lanes = matrix_parameters(config), config.sfu_lanes
+    array = config.channels[core] * made.cells * 2 * 2
+    return array + min(lanes, 16) + 11 * lanes + 5
+
+
+def dsp_count(config: HwConfig, core: int) -> int:
+    """DSPs of a core: exact, `tests/hw/test_resources.py` holds it against the generated design."""
+    made, channels = matrix_parameters(config), config.channels[core]
+    chains = channels * made.cells * _dsps_of_cell(made)
+    products = _float_muls(config, core) * PRODUCT_DSPS[config.dsp_kind]
+    dispatcher = 3 if config.dsp_kind == "dsp58" else 4  # sys.mul, 32 x 32
+    shares = 0 if channels & (channels - 1) == 0 else 2 * 2  # two divisions by the channels
+    return chains + products + dispatcher + shares
+
+
+def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
+    """What a memory of `depth` words of `width` bits takes: UltraRAM where there is some and it is
+    large, block memory, or look-up tables."""
+    if urams and depth >= 2048 and width * depth >= 1 << 20:
+        return Resources(uram=-(-width // 72) * -(-depth // 4096))
+    if depth > 128 and width * depth > 4096:
+        halves = min(
+            -(-width // (wide // 2)) * -(-depth // deep) if wide // 2 else 0
+            for wide, deep in ((72, 512), (36, 1024), (18, 2048))
+        )
+        return Resources(bram36=halves / 2)
+    return Resources(lut=-(-width // 7) * 8 * -(-depth // 64))
+
+
+def _part(name: str) -> Resources:
+    lut, ff = PARTS[name]
+    return Resources(lut=lut, ff=ff)
+
+
+def _channel(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
+    """Decode unit, cells, lanes, result memories, and the channel's two masters."""
+    lanes, beat = made.k_lanes, made.beat_bytes
+    twin = 1 + made.twin
+    total = Resources(lut=1100 + 105 * lanes * twin + 20 * beat, ff=1500 + 60 * lanes * twin)
+    cell = Resources(lut=(32 + 10) * lanes, ff=36 * lanes)  # sparse multiplexers, skew registers
+    lane = (
+        _part("mul").times(2) + _part("add").times(2) + _part("int_to_float").times(2)
+        + memory_blocks(32, BLOCK_PAIRS * batches, False) + memory_blocks(24, batches, False)
+        + memory_blocks(24, batches, False) + Resources(lut=120, ff=140)
+    )  # fmt: skip
+    out = min(config.sfu_lanes, 16)
+    results = memory_blocks(32 * out, 2 * (16 // out) * batches, False)
+    total += cell.times(made.cells) + lane.times(2 * made.cells) + results.times(made.cells)
+    total += _part("half_to_float").times(4)
+    fifo = memory_blocks(8 * beat, config.prefetch_bytes // beat, False)
+    masters = Resources(lut=900 + 6 * beat, ff=900 + 20 * beat)
+    return total + fifo + masters
+
+
+def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: int) -> Resources:
+    """What the channels share: windows, sequencer, epilogue."""
+    out = min(config.sfu_lanes, 16)
+    places = max(1, LARGEST_GROUP // made.window_bytes)
+    windows = memory_blocks(8 * made.window_bytes, 2 * places * batches, False)
+    epilogue = (_part("mul") + _part("add") + _part("half_to_float")).times(out)
+    select = Resources(lut=32 * out * channels * made.cells / 3, ff=32 * out * 6)
+    fixed = Resources(lut=2500 + 30 * made.window_bytes, ff=3000)
+    return windows.times(made.cells) + epilogue + select + fixed
+
+
+def _sfu(config: HwConfig) -> Resources:
+    lanes = config.sfu_lanes
+    lane = (
+        _part("mul").times(6) + _part("add").times(2) + _part("exp") + _part("recip")
+        + _part("to_int8") + Resources(lut=900, ff=800)
+    )  # fmt: skip
+    sums = _part("add").times(max(lanes - 1, 1) + (16 // lanes).bit_length())
+    scalars = _part("mul") + _part("add") + _part("recip").times(2)
+    lists = Resources(lut=150 * config.top_k, ff=64 * config.top_k)
+    return lane.times(lanes) + sums + scalars + lists + Resources(lut=3500, ff=3000)
+
+
+def _buffers(config: HwConfig, urams: bool) -> Resources:
+    lanes, window = config.sfu_lanes, 2 * matrix_parameters(config).k_lanes
+    window = max(window, config.beat_bytes)
+    rows = -(-config.float_words // lanes)
+    f = memory_blocks(32 * lanes, -(-rows // 2), urams).times(4)  # two readers, two halves each
+    a = memory_blocks(8 * window, -(-config.act_bytes // window // 2), urams).times(2)
+    rotators = Resources(
+        lut=32 * lanes * (lanes.bit_length() + 1) * 3 + 8 * window * (window.bit_length() + 1) * 2,
+        ff=32 * lanes * 4 + 8 * window * 3,
+    )  # fmt: skip
+    return f + a + rotators
+
+
+def _control(config: HwConfig) -> Resources:
+    program = memory_blocks(32, config.program_words, False)
+    params = memory_blocks(32, config.param_words, False)
+    queues = memory_blocks(32, QUEUE_DEPTH * 22, False).times(len(UNITS))
+    return program + params + queues + Resources(lut=9000, ff=9500)
+
+
+def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
+    """A core's units by name; their DSPs add up to `dsp_count`."""
+    made, channels = matrix_parameters(config), config.channels[core]
+    urams = bool(config.slrs) and config.slrs[core].uram > 0
+    vectors = max(config.prefill_tile, config.attention_tile * config.mv_vectors)
+    batches = -(-vectors // made.cells)
+    products = PRODUCT_DSPS[config.dsp_kind]
+    array = channels * made.cells * (_dsps_of_cell(made) + 4 * products)
+    sfu = (11 * config.sfu_lanes + 5) * products
+    epilogue = min(config.sfu_lanes, 16) * products
+    lines = Resources(lut=24 * config.beat_bytes + 3000, ff=6000)
+    return {
+        "channels": _channel(config, made, batches).times(channels) + Resources(dsp=array),
+        "engine": _engine(config, made, channels, batches)
+        + Resources(dsp=epilogue),
+        "sfu": _sfu(config) + Resources(dsp=sfu),
+        "buffers": _buffers(config, urams),
+        "load and store": lines,
+        "control": _control(config)
+        + Resources(dsp=dsp_count(config, core) - array - sfu - epilogue),
+    }

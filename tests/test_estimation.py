@@ -1,0 +1,95 @@
+"""Estimates, resources, power, timelines and the calibration table."""
+
+import dataclasses
+import json
+
+import pytest
+
+from flightllm import calibration
+from flightllm.cli import main
+from flightllm.power import board_power
+from flightllm.resources import resource_table
+from flightllm.spec.config import load_config
+from flightllm.spec.trace import TraceRecord
+from flightllm.timeline import timeline
+
+pytest.importorskip("numba")
+
+
+def _estimate(capsys, *arguments):
+    capsys.readouterr()
+    assert main(["estimate", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_estimate_adds_up(capsys):
+    found = _estimate(capsys, "demo", "--context", "40", "--prefill", "20", "--decode", "4")
+    rate = found["bytes_per_token"] * found["tokens_per_second"] / found["peak_bytes_per_second"]
+    assert found["mbu"] == pytest.approx(rate, rel=1e-3)
+    assert found["tokens_per_second"] == pytest.approx(200e6 / found["cycles_per_token"], rel=1e-3)
+    assert 0 < found["prefill_mac_utilization"] < 1 and found["decode_ms"] > 0
+    assert found["resources"]["dsp"]["used"] > 0 and found["power"] is None
+
+
+def test_a_context_beyond_the_model_is_refused(capsys):
+    assert main(["estimate", "demo", "--context", "100000"]) == 2
+    assert "tokens are not 1 to" in capsys.readouterr().err
+
+
+def test_narrower_weights_and_shorter_contexts_are_faster(capsys):
+    wide = _estimate(capsys, "demo", "--weights", "w8g32", "--context", "200")
+    narrow = _estimate(capsys, "demo", "--weights", "w4g32", "--context", "200")
+    short = _estimate(capsys, "demo", "--weights", "w4g32", "--context", "20")
+    assert wide["tokens_per_second"] < narrow["tokens_per_second"] < short["tokens_per_second"]
+
+
+def test_resources_of_dies_add_up():
+    table = resource_table(load_config("u280"))
+    for entry in table.values():
+        assert entry["used"] == sum(die["used"] for die in entry["slrs"])
+        assert entry["available"] == sum(die["available"] for die in entry["slrs"])
+
+
+def test_power_meets_what_was_measured_on_the_card():
+    """AccLLM: 33 W on the U280 with 4,497 DSP; FlightLLM: 45 W with 6,345 at 225 MHz."""
+    config = dataclasses.replace(load_config("u280"), clock_mhz=225.0)
+    for watts, dsps, rate in ((45.0, 6345, 160e9), (33.0, 4497, 360e9)):
+        found = board_power(config, {"dsp": {"used": dsps}}, rate)
+        assert found["low"] <= watts <= found["high"]
+
+
+def test_a_timeline_has_a_lane_for_each_unit():
+    records = [TraceRecord(1, "mv", 7, "mv.linear", {"rows": 4}, 100, 300)]
+    events = timeline(records, 200.0)["traceEvents"]
+    (event,) = [event for event in events if event["ph"] == "X"]
+    assert (event["pid"], event["ts"], event["dur"]) == (1, 0.5, 1.0)
+    lanes = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert lanes[event["tid"]] == "mv" and len(lanes) == 6
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """A measured table of one program, true for what is here."""
+    config = {**dataclasses.asdict(load_config("tiny")), "memory": "ideal"}
+    made = {**calibration.digests(), "programs": [{"error_percent": -1.5, "config": config}]}
+    monkeypatch.setattr(calibration, "load_calibration", lambda: made)
+    return made
+
+
+def test_the_model_s_error_is_the_largest_measured_one(table):
+    assert calibration.model_error() == 1.5
+    table["programs"].append({**table["programs"][0], "error_percent": 1.75})
+    assert calibration.model_error() == 1.75
+
+
+@pytest.mark.parametrize("name", ["rtl", "model"])
+def test_a_stale_table_says_nothing(table, name):
+    table[name] = "0" * 64
+    assert calibration.model_error() is None
+
+
+def test_parameters_outside_the_measured_range_are_named(table):
+    assert calibration.outside(load_config("tiny")) == []
+    assert {"beat_bytes", "cores", "dsp_kind", "memory.kind"} <= set(
+        calibration.outside(load_config("u280"))
+    )
