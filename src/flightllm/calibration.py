@@ -83,11 +83,8 @@ def outside(config: HwConfig) -> list[str]:
         out.append("channels")
     if config.cores > max(len(values["channels"]) for values in measured):
         out.append("cores")
-    for name, have in (
-        ("dsp_kind", {values["dsp_kind"] for values in measured}),
-        ("memory.kind", {values["memory"] for values in measured}),
-    ):
-        value = config.memory.kind if name == "memory.kind" else getattr(config, name)
-        if value not in have:
-            out.append(name)
+    if config.dsp_kind not in {values["dsp_kind"] for values in measured}:
+        out.append("dsp_kind")
+    if config.memory.kind not in {values["memory"] for values in measured}:
+        out.append("memory.kind")
     return out
