@@ -23,15 +23,16 @@ __all__ = ["Library", "shared"]
 _TOP = "attribute \\top 1\n"
 
 
-def shared(*domains: str) -> Callable[[Any], Any]:
+def shared(*domains: str, clocked: tuple[str, ...] = ()) -> Callable[[Any], Any]:
     """Class decorator: instances made with equal arguments are equal.
 
     The component must not stand inside a ResetInserter or EnableInserter: those do not reach into
-    an instance. Its domains share one clock.
+    an instance.
 
     Parameters
     ----------
-    domains : of the component, beyond `sync`.
+    domains : of the component, beyond `sync`, whose clock they share.
+    clocked : further ones, with clocks of their own.
     """
 
     def mark(kind: Any) -> Any:
@@ -48,7 +49,7 @@ def shared(*domains: str) -> Callable[[Any], Any]:
         @functools.wraps(elaborate)
         def instead(self: Any, platform: Any) -> Any:
             if isinstance(platform, Library):
-                return platform.instance(self, elaborate, ("sync", *domains))
+                return platform.instance(self, elaborate, ("sync", *domains), clocked)
             return elaborate(self, platform)
 
         kind.__init__, kind.elaborate = init, instead
@@ -84,7 +85,8 @@ class Library(ExternalRams):
         self._names: dict[Any, str] = {}
         self.texts: dict[str, str] = {}
 
-    def instance(self, component: Any, elaborate: Any, domains: tuple[str, ...]) -> Instance:
+    def instance(self, component: Any, elaborate: Any, domains: tuple[str, ...],
+                 clocked: tuple[str, ...]) -> Instance:  # fmt: skip
         """An instance of the component's module, which is made if it is new."""
         ports = {
             "__".join(map(str, path)): (Value.cast(value), member.flow)
@@ -95,11 +97,14 @@ class Library(ExternalRams):
         if name is None:
             name = self._new_name(type(component).__name__)
             self._names[component.made_of] = name
-            text = self._convert(name, elaborate(component, self), ports, domains)
+            module = elaborate(component, self)
+            text = self._convert(name, module, ports, domains, clocked)
             self.texts[name] = text.replace(_TOP, "")
         connections = {"i_clk": ClockSignal()}
-        for domain in domains:
+        for domain in (*domains, *clocked):
             connections[f"i_{_reset(domain)}"] = ResetSignal(domain)
+        for domain in clocked:
+            connections[f"i_{domain}_clk"] = ClockSignal(domain)
         for port, (value, flow) in ports.items():
             connections[f"{'i' if flow == wiring.In else 'o'}_{port}"] = value
         return Instance(name, **connections)
@@ -113,14 +118,18 @@ class Library(ExternalRams):
         return candidate
 
     def _convert(self, name: str, module: Any, ports: dict[str, Any],
-                 domains: tuple[str, ...]) -> str:  # fmt: skip
+                 domains: tuple[str, ...], clocked: tuple[str, ...]) -> str:  # fmt: skip
         fragment = Fragment.get(module, self)
         made = [ClockDomain(domain) for domain in domains]
         clock = made[0].clk
         all_ports: dict[str, Any] = {"clk": (clock, None)}
         for domain in made:
             domain.clk = clock
+        made += [ClockDomain(domain) for domain in clocked]
+        for domain in made:
             all_ports[_reset(domain.name)] = (domain.rst, None)
+            if domain.name in clocked:
+                all_ports[f"{domain.name}_clk"] = (domain.clk, None)
         fragment.add_domains(made)
         all_ports |= {port: (value, None) for port, (value, _) in ports.items()}
         text: str = rtlil.convert_fragment(fragment, all_ports, name, emit_src=False)[0]

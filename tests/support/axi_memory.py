@@ -49,12 +49,13 @@ class AxiMemory:
     latency : cycles from address to first beat, and from last beat to response.
     stall : chance of each handshake to wait in a cycle.
     fail : byte addresses whose access answers with an error.
+    patient : the master may refuse data and responses for a while.
     """
 
     def __init__(self, data: np.ndarray, reads: list[Any] = (), writes: list[Any] = (), *,
                  latency: int = 5, stall: float = 0.0, seed: int = 0,
-                 fail: tuple[int, ...] = ()) -> None:  # fmt: skip
-        self.data, self.fail = data, fail
+                 fail: tuple[int, ...] = (), patient: bool = False) -> None:  # fmt: skip
+        self.data, self.fail, self.patient = data, fail, patient
         self._reads = [_Reader(self, c, axi) for c, axi in enumerate(reads)]
         self._writes = [_Writer(self, c, axi) for c, axi in enumerate(writes)]
         self.latency, self.stall, self.cycle = latency, stall, 0
@@ -129,6 +130,8 @@ class _Reader:
             ctx.set(axi.rlast, int(last))
             ctx.set(axi.rresp, 2 * bad)
             if not ctx.get(axi.rready):
+                if memory.patient:
+                    return
                 raise ProtocolError("rready is low: the master promised room that it has not")
             self._queue.popleft()
             self._shown = None
@@ -170,8 +173,10 @@ class _Writer:
         answer = bool(self._answers) and self._answers[0][0] <= memory.cycle and not memory.wait()
         ctx.set(axi.bvalid, int(answer))
         if answer:
-            ctx.set(axi.bresp, 2 * self._answers.popleft()[1])
-            if not ctx.get(axi.bready):
+            ctx.set(axi.bresp, 2 * self._answers[0][1])
+            if ctx.get(axi.bready):
+                self._answers.popleft()
+            elif not memory.patient:
                 raise ProtocolError("bready is low")
 
     def _write(self, value: int, strobe: int, last: int) -> None:
