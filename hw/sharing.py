@@ -16,6 +16,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, ClockSignal, Fragment, Instance, ResetSignal, Value
 from amaranth.lib import wiring
 
+from flightllm.hw.memory.axi import direction
 from flightllm.hw.memory.ram import ExternalRams
 
 __all__ = ["Library", "shared"]
@@ -131,7 +132,7 @@ class Library(ExternalRams):
             if domain.name in clocked:
                 all_ports[f"{domain.name}_clk"] = (domain.clk, None)
         fragment.add_domains(made)
-        all_ports |= {port: (value, None) for port, (value, _) in ports.items()}
+        all_ports |= {port: (value, direction(flow)) for port, (value, flow) in ports.items()}
         text: str = rtlil.convert_fragment(fragment, all_ports, name, emit_src=False)[0]
         return text
 

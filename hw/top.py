@@ -6,6 +6,7 @@ Ports, by name (`Top.ports`):
 - `s_axi_control_*`: AXI4-Lite slave, 16 address bits, 32 data bits; `interrupt`, a level.
 - `m_axi_00_*`, `m_axi_01_*`, ...: an AXI4 master for each channel, core 0's first, then core 1's.
   Data are `beat_bytes` wide, addresses 64 bits: the channel's CHANNEL_BASE + a byte address.
+  With `half_ports` they are half as wide and belong to `port_clk`, `port_rst`.
 
 With `trace`, for core c and each unit (`ld`, `st`, `mm`, `mv`, `misc`, `sys`):
 
@@ -22,7 +23,7 @@ A write's words are in `data` from bit 0 on. A unit's writes come before its `do
 
 from typing import Any
 
-from amaranth.hdl import ClockDomain, DomainRenamer, Module, Signal, Value
+from amaranth.hdl import ClockDomain, DomainRenamer, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -30,10 +31,11 @@ from flightllm.hw.control import Control, lite_signature
 from flightllm.hw.core.core import Core, trace_signature
 from flightllm.hw.exchange import Exchange
 from flightllm.hw.memory.axi import channel_signature, named_ports
+from flightllm.hw.memory.half_port import FAST, HalfPort
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 
-__all__ = ["Top", "check_buildable"]
+__all__ = ["NAME", "Top", "check_buildable", "wants_half_ports"]
 
 NAME = "flightllm"
 """Of the top module."""
@@ -58,12 +60,17 @@ def check_buildable(config: HwConfig) -> None:
         )
 
 
+def wants_half_ports(config: HwConfig) -> bool:
+    """Whether a channel is twice as wide as the memory's native port."""
+    return 8 * config.beat_bytes == 2 * config.memory.port_bits
+
+
 class Top(wiring.Component):
     """A configuration's hardware.
 
     Parameters
     ----------
-    config : what to build. trace : with the ports of a trace.
+    config : what to build. trace : with the ports of a trace. half_ports : see `HalfPort`.
     modelled : multipliers are models of their primitives, for simulation.
 
     Members
@@ -72,26 +79,32 @@ class Top(wiring.Component):
     trace0, trace1, ... : Out, with `trace`, see `trace_signature`.
     """
 
-    def __init__(self, config: HwConfig, *, trace: bool = False, modelled: bool = False) -> None:
+    def __init__(self, config: HwConfig, *, trace: bool = False, half_ports: bool = False,
+                 modelled: bool = False) -> None:  # fmt: skip
         check_buildable(config)
         self.config, self._trace, self._modelled = config, trace, modelled
+        self._half, port_bytes = half_ports, config.beat_bytes // (2 if half_ports else 1)
         traces = {f"trace{c}": Out(trace_signature(config)) for c in range(config.cores)}
-        self.domain = ClockDomain("sync")
+        self.domain, self.port_domain = ClockDomain("sync"), ClockDomain(FAST)
         super().__init__({
             "control": In(lite_signature()),
             "interrupt": Out(1),
             "axi": Out(
-                channel_signature(config.beat_bytes, ADDRESS_BITS)
+                channel_signature(port_bytes, ADDRESS_BITS)
             ).array(sum(config.channels)),
             **(traces if trace else {}),
         })  # fmt: skip
 
-    def ports(self) -> dict[str, tuple[Value, None]]:
+    def ports(self) -> dict[str, Any]:
         """Every port by its name in Verilog, for `amaranth.back.rtlil.convert`."""
-        out: dict[str, tuple[Value, None]] = {
+        out: dict[str, Any] = {
             "clk": (self.domain.clk, None), "rst": (self.domain.rst, None),
             **named_ports("s_axi_control", self.control), "interrupt": (self.interrupt, None),
         }  # fmt: skip
+        if self._half:
+            out |= {
+                "port_clk": (self.port_domain.clk, None), "port_rst": (self.port_domain.rst, None),
+            }  # fmt: skip
         for number, axi in enumerate(self.axi):
             out |= named_ports(f"m_axi_{number:02d}", axi)
         if self._trace:
@@ -103,6 +116,8 @@ class Top(wiring.Component):
         m = Module()
         config = self.config
         m.domains += self.domain
+        if self._half:
+            m.domains += self.port_domain
         m.submodules.control = control = Control(config)
         wiring.connect(m, wiring.flipped(self.control), control.axi)
         m.d.comb += self.interrupt.eq(control.interrupt)
@@ -113,7 +128,7 @@ class Top(wiring.Component):
             m.submodules[f"core{c}"] = DomainRenamer({"units": domain})(core)
             wiring.connect(m, getattr(control, f"core{c}"), core.control)
             for k, axi in enumerate(core.axi):
-                self._channel(m, axi, self.axi[first + k], control.base[first + k])
+                self._channel(m, first + k, axi, control.base[first + k])
             first += len(core.axi)
             if self._trace:
                 wiring.connect(m, core.trace, wiring.flipped(getattr(self, f"trace{c}")))
@@ -134,8 +149,13 @@ class Top(wiring.Component):
         m.d.sync += domain.rst.eq(clear)
         return name
 
-    def _channel(self, m: Module, inner: Any, outer: Any, base: Any) -> None:
+    def _channel(self, m: Module, number: int, inner: Any, base: Any) -> None:
         """A core's channel at its place on the system bus."""
+        outer = self.axi[number]
+        if self._half:
+            m.submodules[f"port{number}"] = port = HalfPort(self.config.beat_bytes, ADDRESS_BITS)
+            wiring.connect(m, port.narrow, wiring.flipped(outer))
+            outer = port.wide
         for name, member in inner.signature.members.items():
             source, target = getattr(inner, name), getattr(outer, name)
             if name in ("araddr", "awaddr"):

@@ -24,9 +24,9 @@ class RunControl(wiring.Component):
     -------
     start, abort, reset : In, pulses, the host's commands. watchdog : In, cycles, 0 for never.
     halted, failed, quiet, moving : In, bits of the cores, see `control_signature`.
-    clear, forget, begin, count, expired, stopped : Out, to the cores: `control_signature`'s
+    clear, forget, go, count, expired, stopped : Out, to the cores: `control_signature`'s
         clear, forget, start, count, expired, aborted.
-    busy : Out, something is under way. status : Out, how the last run ended. event : Out, pulses.
+    busy : Out, something is under way. status : Out, how the last run ended. occurred : Out, pulses.
     core : Out, the core that failed first. cycles : Out, of the run.
     """
 
@@ -35,8 +35,8 @@ class RunControl(wiring.Component):
         super().__init__({
             **dict.fromkeys(("start", "abort", "reset"), In(1)), "watchdog": In(32),
             **dict.fromkeys(("halted", "failed", "quiet", "moving"), In(cores)),
-            **dict.fromkeys(("clear", "forget", "begin", "count", "expired", "stopped"), Out(1)),
-            "busy": Out(1), "status": Out(events), "event": Out(events), "core": Out(8),
+            **dict.fromkeys(("clear", "forget", "go", "count", "expired", "stopped"), Out(1)),
+            "busy": Out(1), "status": Out(events), "occurred": Out(events), "core": Out(8),
             "cycles": Out(64),
         })  # fmt: skip
 
@@ -71,7 +71,7 @@ class RunControl(wiring.Component):
                     m.d.comb += self.forget.eq(1)
                     m.next = "begin"
             with m.State("begin"):
-                m.d.comb += self.begin.eq(1)
+                m.d.comb += self.go.eq(1)
                 m.d.sync += [starting.eq(0), held.eq(CLEAR_CYCLES - 1)]
                 m.next = "run"
             with m.State("run"):
@@ -88,11 +88,11 @@ class RunControl(wiring.Component):
                     m.d.sync += ending.done.eq(1)
                     m.next = "end"
             with m.State("end"):
-                m.d.comb += self.event.eq(ending)
+                m.d.comb += self.occurred.eq(ending)
                 m.d.sync += self.status.eq(self.status.as_value() | ending.as_value())
                 m.next = "idle"
                 with m.If(resetting):
-                    m.d.comb += [self.event.eq(0), self.forget.eq(1)]
+                    m.d.comb += [self.occurred.eq(0), self.forget.eq(1)]
                     m.d.sync += self.status.eq(0)
         with m.If(self.busy & (self.abort | self.reset)):
             m.d.sync += [
@@ -108,7 +108,7 @@ class RunControl(wiring.Component):
             for core in reversed(range(len(self.failed))):
                 with m.If(self.failed[core]):
                     m.d.sync += self.core.eq(core)
-        with m.If(self.begin):
+        with m.If(self.go):
             m.d.sync += self.core.eq(0)
 
     def _time(self, m: Module) -> None:
@@ -117,7 +117,7 @@ class RunControl(wiring.Component):
             self.count & (self.watchdog != 0) & (still == self.watchdog) & ~self.moving.any()
         )
         m.d.sync += still.eq(Mux(self.moving.any() | self.expired, 0, still + 1))
-        with m.If(self.begin):
+        with m.If(self.go):
             m.d.sync += [self.cycles.eq(0), still.eq(0)]
         with m.Elif(self.count):
             m.d.sync += self.cycles.eq(self.cycles + 1)

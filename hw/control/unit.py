@@ -176,7 +176,7 @@ class Control(wiring.Component):
         written = Mux(self._written(0, register.offset), self.slave.data & self.slave.mask, 0)
         for field in register.fields:
             bit = kept[field.name]
-            m.d.sync += bit.eq((bit & ~written[field.low]) | self.run.event[field.name])
+            m.d.sync += bit.eq((bit & ~written[field.low]) | self.run.occurred[field.name])
         m.d.sync += self.interrupt.eq((kept.as_value() & enabled).any())
         return kept.as_value()
 
@@ -241,7 +241,7 @@ class Control(wiring.Component):
                 (value,) = self._stored[register.name]
                 m.d.comb += getattr(core, register.name.lower()).eq(value)
             m.d.comb += [
-                core.clear.eq(run.clear), core.start.eq(run.begin), core.forget.eq(run.forget),
+                core.clear.eq(run.clear), core.start.eq(run.go), core.forget.eq(run.forget),
                 core.count.eq(run.count), core.expired.eq(run.expired),
                 core.aborted.eq(run.stopped),
             ]  # fmt: skip

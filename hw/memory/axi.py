@@ -7,12 +7,13 @@ Such bursts are legal AXI3 as well. Names are ARM's (IHI 0022), so that a top-le
 from typing import Any
 
 from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 __all__ = [
-    "BURST_BEATS", "Splitter", "channel_signature", "named_ports", "read_channel", "tie_constants",
-    "write_channel",
+    "BURST_BEATS", "Splitter", "channel_signature", "direction", "named_ports", "read_channel",
+    "tie_constants", "write_channel",
 ]  # fmt: skip
 
 BURST_BEATS = 16
@@ -63,12 +64,18 @@ def tie_constants(m: Module, axi: Any, prefix: str, beat_bytes: int) -> None:
     m.d.comb += [getattr(axi, prefix + name).eq(values.get(name, 0)) for name in _CONSTANTS]
 
 
-def named_ports(prefix: str, interface: Any) -> dict[str, tuple[Value, None]]:
+def named_ports(prefix: str, interface: Any) -> dict[str, tuple[Value, PortDirection]]:
     """Ports for `amaranth.back.verilog.convert`: the members of `interface` as prefix_member."""
     flat = interface.signature.flatten(interface)
     return {
-        f"{prefix}_{'_'.join(map(str, path))}": (Value.cast(value), None) for path, _, value in flat
+        f"{prefix}_{'_'.join(map(str, path))}": (Value.cast(value), direction(member.flow))
+        for path, member, value in flat
     }
+
+
+def direction(flow: Any) -> PortDirection:
+    """A port's direction; told, because an output that nothing drives would become an input."""
+    return PortDirection.Input if flow == In else PortDirection.Output
 
 
 class Splitter(wiring.Component):

@@ -32,14 +32,14 @@ module {MODULE} #(
     input wire [ADDRESS - 1:0] read_address,
     output reg [WIDTH - 1:0] read_data
 );
-    reg [WIDTH - 1:0] words [0:DEPTH - 1];
+    reg [WIDTH - 1:0] storage [0:DEPTH - 1];
     integer i;
     always @(posedge clk) begin
         for (i = 0; i < WIDTH / GRAIN; i = i + 1)
             if (write_enable[i])
-                words[write_address][i * GRAIN +: GRAIN] <= write_data[i * GRAIN +: GRAIN];
+                storage[write_address][i * GRAIN +: GRAIN] <= write_data[i * GRAIN +: GRAIN];
         if (read_enable)
-            read_data <= words[read_address];
+            read_data <= storage[read_address];
     end
 endmodule
 """
