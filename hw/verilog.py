@@ -10,9 +10,41 @@ from flightllm.hw.sharing import Library
 from flightllm.hw.top import NAME, Top, wants_half_ports
 from flightllm.spec.config import HwConfig
 
-__all__ = ["verilog_files", "verilog_text"]
+__all__ = ["FILE_LIST", "TOP", "folder_files", "verilog_files", "verilog_text"]
+
+TOP = NAME
+FILE_LIST = f"{NAME}.f"
+WAIVERS = "lint.vlt"
+_WAIVERS = """\
+`verilator_config
+// Use: verilator --lint-only -Wall lint.vlt -f flightllm.f --top-module flightllm
+//
+// Yosys writes operators whose operands Verilog extends or cuts; Amaranth has checked the widths.
+lint_off -rule WIDTHEXPAND
+lint_off -rule WIDTHTRUNC
+lint_off -rule ASCRANGE
+// Comparisons that only some sizes of the hardware need.
+lint_off -rule CMPCONST
+lint_off -rule UNSIGNED
+// A structure is one vector; not every module uses each of its fields.
+lint_off -rule UNUSEDSIGNAL
+lint_off -rule UNUSEDPARAM
+// Cases are tried in order, and a register that none of them sets keeps its value.
+lint_off -rule CASEINCOMPLETE
+lint_off -rule CASEOVERLAP
+// Registers have a value at power-up and a synchronous reset to the same.
+lint_off -rule PROCASSINIT
+// A file holds a unit and the modules that only it uses.
+lint_off -rule DECLFILENAME
+// A reset goes to the ports' other clock through flip-flops that it sets asynchronously.
+lint_off -rule SYNCASYNCNET
+// "interrupt" is the port's usual name.
+lint_off -rule SYMRSVDWORD
+"""
 
 _MODULE = re.compile(r"^module (\w+).*?^endmodule$", re.MULTILINE | re.DOTALL)
+# Nothing ever wakes such a block; in a simulator the constant would never be there.
+_CONSTANT = re.compile(r"^  always @\*\n(?=    [^=]+ = \d+'h[0-9a-f]+;$)", re.MULTILINE)
 _RTLIL_NAME = re.compile(r"^module \\(\S+)$", re.MULTILINE)
 _RTLIL_USE = re.compile(r"^(module|  cell) \\(\S+)", re.MULTILINE)
 
@@ -43,7 +75,13 @@ def verilog_text(config: HwConfig, **options: bool) -> str:
     text: str = verilog._convert_rtlil_text(
         design_rtlil(config, **options), strip_internal_attrs=True
     )
-    return text + VERILOG
+    return _CONSTANT.sub(r"  initial\n", text) + VERILOG
+
+
+def folder_files(config: HwConfig) -> Mapping[str, str]:
+    """`verilog_files` with a file list, for tools that take `-f`, and the lint waivers."""
+    files = verilog_files(config)
+    return {FILE_LIST: "\n".join(sorted(files)) + "\n", WAIVERS: _WAIVERS, **files}
 
 
 def verilog_files(config: HwConfig) -> Mapping[str, str]:

@@ -26,7 +26,8 @@ class RunControl(wiring.Component):
     halted, failed, quiet, moving : In, bits of the cores, see `control_signature`.
     clear, forget, go, count, expired, stopped : Out, to the cores: `control_signature`'s
         clear, forget, start, count, expired, aborted.
-    busy : Out, something is under way. status : Out, how the last run ended. occurred : Out, pulses.
+    busy : Out, something is under way. status : Out, how the last run ended; occurred : Out, the
+        same as pulses.
     core : Out, the core that failed first. cycles : Out, of the run.
     """
 
@@ -81,7 +82,7 @@ class RunControl(wiring.Component):
                     m.next = "clear"
                 with m.Elif(failing):
                     # Said at once: a memory that never answers would keep `busy` up for ever.
-                    m.d.comb += self.event.error.eq(1)
+                    m.d.comb += self.occurred.error.eq(1)
                     m.d.sync += self.status.error.eq(1)
                     m.next = "clear"
                 with m.Elif(self.halted.all()):

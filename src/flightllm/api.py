@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from flightllm.models.tokenizer import Tokenizer
 
 __all__ = [
-    "LENGTHS", "Compilation", "LoadedProgram", "Progress", "build", "compile", "evaluate",
-    "as_config", "is_program", "load", "prompt_ids", "tokenizer_of",
+    "LENGTHS", "Compilation", "LoadedProgram", "Progress", "VerilogFolder", "as_config", "build",
+    "compile", "evaluate", "is_program", "load", "prompt_ids", "tokenizer_of", "write_verilog",
 ]  # fmt: skip
 
 Board = str | Path | HwConfig
@@ -237,6 +239,66 @@ def prompt_ids(program: Program, text: str) -> list[int]:
     if tokenizer is None:
         raise InputError(f"{program.model.name}: the program has no tokenizer beside it")
     return encode_prompt(tokenizer, text)
+
+
+# ------------------------------------------------------------------------------------ hardware
+
+
+@dataclass(frozen=True)
+class VerilogFolder:
+    """What `write_verilog` wrote.
+
+    Members
+    -------
+    config : the hardware. folder : where. files : names of its files, the file list first.
+    top : name of the top module. lines : of Verilog. seconds : that it took.
+    """
+
+    config: HwConfig
+    folder: Path
+    files: tuple[str, ...]
+    top: str
+    lines: int
+    seconds: float
+
+
+def write_verilog(board: Board, out: str | Path) -> VerilogFolder:
+    """Write a board's hardware as Verilog.
+
+    Parameters
+    ----------
+    board : a preset's name, a .toml file or a configuration.
+    out : folder to write, which appears whole or not at all: a file for each unit, `flightllm.f`
+        (the list of them) and `lint.vlt` (what Verilator's lint need not say, and why). A folder
+        that this function wrote is replaced.
+
+    Raises
+    ------
+    InputError
+        When there is no such board, no hardware for it, or `out` is something else.
+    """
+    from flightllm.hw.verilog import FILE_LIST, TOP, folder_files
+
+    clock, config, folder = _Clock(), as_config(board), Path(out).absolute()
+    ours = (folder / FILE_LIST).is_file()
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and holds no Verilog of flightllm; choose another -o")
+    files = folder_files(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        for name, text in files.items():
+            (work / name).write_text(text, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    clock.note("verilog")
+    lines = sum(text.count("\n") for name, text in files.items() if name.endswith(".v"))
+    return VerilogFolder(config, folder, tuple(files), TOP, lines, clock.seconds["verilog"])
 
 
 # ------------------------------------------------------------------------------------ run

@@ -20,6 +20,7 @@ from flightllm.cli.models import models
 from flightllm.cli.resources import resources
 from flightllm.cli.run import run
 from flightllm.cli.trace import trace
+from flightllm.cli.verilog import verilog
 
 __all__ = ["app"]
 
@@ -53,5 +54,6 @@ for name, command in (
     ("models", models), ("check", check), ("compile", compile_model), ("run", run),
     ("eval", evaluate), ("compare", compare), ("disasm", disasm), ("isa", isa),
     ("bitstream", bitstream), ("estimate", estimate), ("resources", resources), ("trace", trace),
+    ("verilog", verilog),
 ):  # fmt: skip
     app.command(name)(command)
