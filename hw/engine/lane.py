@@ -18,6 +18,8 @@ __all__ = ["GROUP_BITS", "Lane"]
 
 GROUP_BITS = 24
 """Of the sum of a group of 256 products of INT8 numbers."""
+HALF_BITS = 11
+"""Significant bits of an fp16 number."""
 
 
 @shared()
@@ -46,10 +48,10 @@ class Lane(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         size, control = self.size, self.control
-        group = self._partial(m, "group", control.fresh, control.ones)
-        ones = self._partial(m, "ones", control.fresh_ones, ~control.ones)
+        group = self._partial(m, "group", GROUP_BITS, control.fresh, control.ones)
+        ones = self._partial(m, "ones", ONES_BITS, control.fresh_ones, ~control.ones)
         m.submodules.accumulators = store = Ram(32, size.accumulators)
-        total, total_ones = Signal(signed(32)), Signal(signed(GROUP_BITS))
+        total, total_ones = Signal(signed(32)), Signal(signed(ONES_BITS))
         before = Mux(control.clear_total, 0, store.read_data.as_signed())
         # An entry that is read while it is written.
         same, written = Signal(), Signal(32, reset_less=True)
@@ -73,12 +75,12 @@ class Lane(wiring.Component):
         ]
         return m
 
-    def _partial(self, m: Module, name: str, fresh: Any, other: Any) -> Signal:
+    def _partial(self, m: Module, name: str, bits: int, fresh: Any, other: Any) -> Signal:
         """The sum over the group's slices so far, a register; of each batch, slices apart."""
-        store = memory.Memory(shape=signed(GROUP_BITS), depth=max(self.size.batches, 2), init=[])
+        store = memory.Memory(shape=signed(bits), depth=max(self.size.batches, 2), init=[])
         m.submodules[f"{name}_partial"] = store
         read, write = store.read_port(domain="comb"), store.write_port()
-        value, out = Signal(signed(GROUP_BITS)), Signal(signed(GROUP_BITS), name=f"{name}_sum")
+        value, out = Signal(signed(bits)), Signal(signed(bits), name=f"{name}_sum")
         m.d.comb += [
             read.addr.eq(self.control.batch),
             value.eq(Mux(fresh, 0, read.data) + Mux(other, 0, self.sum)),
@@ -90,14 +92,17 @@ class Lane(wiring.Component):
         return out
 
     def _scaled(self, m: Module, total: Any, ones: Any) -> Any:
-        """t: the group's sum times its scale, plus the sum of activations times the minimum."""
+        """t: the group's sum times its scale, plus the sum of activations times the minimum.
+
+        Scale and minimum were fp16, and a sum of activations is short: a DSP takes each product.
+        """
         size = self.size
         products = []
         for name, value, factor in (
             ("scale", total, self.scale), ("minimum", ones, self.minimum),
         ):  # fmt: skip
             convert = IntToFloat(len(value), latency=size.convert)
-            multiply = FloatMul(size.mul)
+            multiply = FloatMul(size.mul, a_bits=min(len(value), 24), b_bits=HALF_BITS)
             m.submodules[f"{name}_convert"], m.submodules[f"{name}_multiply"] = convert, multiply
             m.d.comb += [
                 convert.en.eq(1), convert.i.eq(value),

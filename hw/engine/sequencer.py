@@ -59,6 +59,7 @@ class Sequencer(wiring.Component):
     full, batches : In, from `WindowStore`. free, batch, place, half, dense, join : Out, to it.
     step_valid, step : Out, to the array.
     freed : In, the epilogue is done with a half of the result memory.
+    fault : Out, a pulse: a whole matrix has more row pairs than there are accumulators.
     """
 
     def __init__(self, size: EngineSize, distance: int) -> None:
@@ -73,7 +74,7 @@ class Sequencer(wiring.Component):
             "batch": Out(range(size.batches)), "place": Out(log2(size.windows)),
             "half": Out(1), "dense": Out(1), "join": Out(1),
             "step_valid": Out(1), "step": Out(Step(size)),
-            "freed": In(1),
+            "freed": In(1), "fault": Out(1),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -185,6 +186,8 @@ class Sequencer(wiring.Component):
             m.d.sync += self.batch.eq(Mux(ends, 0, self.batch + 1))
             with m.If(step.end):
                 m.d.sync += entry.eq(entry + 1)
+                last = entry == self.size.accumulators - 1
+                m.d.comb += self.fault.eq(last & ~self.free)
         with m.If(pair_end):
             m.d.sync += [self.pair.eq(self.upper + 1), half.eq(half ^ step.close)]
         with m.If(self.free):

@@ -31,7 +31,7 @@ class Starter(wiring.Component):
     commands : Out, to each channel's decode unit.
     job : Out, base : Out, see `RowPlaces`; has_last : Out, see `Sequencer`.
     start : Out, a pulse: the array begins. done : In, everything is written.
-    fault : Out, a pulse: more vectors or accumulators than the engine has.
+    fault : Out, a pulse: no vectors, or more than the engine has.
     """
 
     def __init__(self, size: EngineSize) -> None:
@@ -112,7 +112,9 @@ class Starter(wiring.Component):
                 m.next = "idle"
         for name, front in self.fronts.items():
             m.d.comb += front.done.eq(ended & (current == (name == "mv")))
-        m.d.comb += self.fault.eq(self.start & (self.count > self.size.vectors))
+        m.d.comb += self.fault.eq(
+            self.start & ((self.count == 0) | (self.count > self.size.vectors))
+        )
 
     def _take(self, m: Module, name: str, current: Signal) -> None:
         front = self.fronts[name]

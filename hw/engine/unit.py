@@ -42,7 +42,8 @@ class MatrixEngine(wiring.Component):
     a : Out(window_port(2 * k_lanes)). f_read : Out(read_port(lanes)).
     f_write : Out(write_port(lanes, 32)). params : Out(read_port(1)), of the parameter memory.
     busy : Out, an instruction runs. stepping : Out, the array takes a step.
-    fault : Out, a pulse: a format or a number of vectors that the engine does not have.
+    fault : Out, a pulse: a format, a number of vectors, or of rows of a whole matrix, that the
+        engine does not have.
     """
 
     def __init__(self, size: EngineSize, beat_bytes: int, dsp_kind: str = "inferred",
@@ -108,7 +109,7 @@ class MatrixEngine(wiring.Component):
             sums.data.eq(self.a.data), sums.elements.eq(word.group << 4),
             self.stepping.eq(sequencer.step_valid),
         ]
-        faults = [starter.fault]
+        faults = [starter.fault, sequencer.fault]
         for c, array in enumerate(channels):
             m.d.comb += [
                 array.mode.eq(mode), array.windows.eq(windows.windows), array.ones.eq(sums.sums),

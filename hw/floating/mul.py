@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Const, Module
 
 from flightllm.hw.floating.layout import BIAS, Float32, Operands, significand
 from flightllm.hw.floating.pipeline import Datapath
@@ -11,9 +11,13 @@ from flightllm.hw.floating.rounding import leading_zeros, round_and_pack, shift_
 
 __all__ = ["FloatMul"]
 
+FULL = 24
+"""Bits of a significand."""
+
 
 class FloatMul(Datapath):
-    """F(a * b), its 24 x 24 bit product inferred: two DSP48E2, three DSP48E1.
+    """F(a * b), its 24 x 24 bit product inferred: two DSP48E2, three DSP48E1; one of each where b
+    has 17 significant bits or fewer.
 
     Zero times infinity is NaN.
 
@@ -23,6 +27,7 @@ class FloatMul(Datapath):
         before, inside and behind its multiplier.
     subnormal_operands : multiply operands below 2^-126 exactly (a leading-zero count and a shift
         of 48 bits more) rather than as zeros.
+    a_bits, b_bits : significant bits that a and b have at most; what was an fp16 number has 11.
 
     Members
     -------
@@ -32,8 +37,10 @@ class FloatMul(Datapath):
     CUTS = ("captured", "multiplied", "added", "normalised", "rounded")
     ORDER = ("rounded", "multiplied", "captured", "normalised", "added")
 
-    def __init__(self, latency: int = 4, subnormal_operands: bool = False) -> None:
+    def __init__(self, latency: int = 4, subnormal_operands: bool = False, a_bits: int = FULL,
+                 b_bits: int = FULL) -> None:  # fmt: skip
         self.subnormal_operands = subnormal_operands
+        self._zeros = (FULL - a_bits, FULL - b_bits)
         super().__init__(Operands, Float32, latency)
 
     def elaborate(self, platform: Any) -> Module:
@@ -42,7 +49,7 @@ class FloatMul(Datapath):
         flags = {name: getattr(captured, name) for name in ("sign", "zero", "infinite", "nan")}
         multiplied = self.cut(
             m, "multiplied",
-            product=captured.a * captured.b,
+            product=Cat(Const(0, sum(self._zeros)), captured.a * captured.b),
             exponent=(captured.a_exponent + captured.b_exponent - (BIAS - 1))[:10].as_signed(),
             **flags,
         )  # fmt: skip
@@ -74,9 +81,9 @@ class FloatMul(Datapath):
         zero = a_zero | b_zero
         return self.cut(
             m, "captured",
-            a=significand(a), b=significand(b), a_exponent=self._exponent(a),
-            b_exponent=self._exponent(b), sign=a.sign ^ b.sign, zero=zero, infinite=infinite,
-            nan=any_nan | (infinite & zero),
+            a=significand(a)[self._zeros[0] :], b=significand(b)[self._zeros[1] :],
+            a_exponent=self._exponent(a), b_exponent=self._exponent(b), sign=a.sign ^ b.sign,
+            zero=zero, infinite=infinite, nan=any_nan | (infinite & zero),
         )  # fmt: skip
 
     def _exponent(self, x: Any) -> Any:

@@ -46,7 +46,7 @@ from test_formats import random_tensor  # noqa: E402
 __all__ = ["Case", "Machine", "cyclic", "engine", "plain", "random_case", "random_machine", "whole"]
 
 NOWHERE = Region(Segment("nothing", 0, 0, 0, False), np.zeros((1, 0), np.uint8))
-F_WORDS, A_BYTES, PARAM_WORDS = 1 << 16, 1 << 17, 256
+F_WORDS, A_BYTES, PARAM_WORDS = 1 << 18, 1 << 17, 256
 
 
 @dataclass

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-from dataclasses import dataclass
-from types import CodeType, ModuleType
-from typing import Any
+from types import ModuleType
 
-import flightllm.hw
+import source_mutation
+from source_mutation import Mutation
+
 from flightllm.hw import floating
 
 __all__ = ["MUTATIONS", "STREAM_MUTATIONS", "Mutation", "mutated"]
-
-_PACKAGE = floating.__name__
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """In `file`, the text `old`, which stands there once, becomes `new`."""
-
-    file: str
-    old: str
-    new: str
-    error: str
 
 
 _EVEN = Mutation("rounding.py", "guard & (sticky | last)", "guard", "ties away from zero")
@@ -150,56 +133,6 @@ STREAM_MUTATIONS = [
 ]  # fmt: skip
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
-    """Compiles a changed text; keeps nothing on disk."""
-
-    def __init__(self, name: str, path: str, mutation: Mutation) -> None:
-        super().__init__(name, path)
-        self.mutation = mutation
-
-    def get_code(self, fullname: str) -> CodeType:
-        text = self.get_data(self.path).decode()
-        if self.path.endswith(f"/{self.mutation.file}"):
-            count = text.count(self.mutation.old)
-            if count != 1:
-                raise ValueError(f"{self.mutation}: {count} places, not 1")
-            text = text.replace(self.mutation.old, self.mutation.new)
-        return compile(text, self.path, "exec")
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, mutation: Mutation) -> None:
-        self.mutation = mutation
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname.split(".")[:3] != _PACKAGE.split("."):
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        assert spec is not None and spec.origin is not None
-        return importlib.util.spec_from_file_location(
-            fullname,
-            spec.origin,
-            loader=_Loader(fullname, spec.origin, self.mutation),
-            submodule_search_locations=spec.submodule_search_locations,
-        )
-
-
-def _loaded() -> dict[str, ModuleType]:
-    return {n: m for n, m in sys.modules.items() if f"{n}.".startswith(f"{_PACKAGE}.")}
-
-
 def mutated(mutation: Mutation) -> ModuleType:
-    """A second copy of the package, with the error in it; the first stays imported."""
-    original = _loaded()
-    finder = _Finder(mutation)
-    for name in original:
-        del sys.modules[name]
-    sys.meta_path.insert(0, finder)
-    try:
-        return importlib.import_module(_PACKAGE)
-    finally:
-        sys.meta_path.remove(finder)
-        for name in _loaded():
-            del sys.modules[name]
-        sys.modules.update(original)
-        flightllm.hw.floating = original[_PACKAGE]
+    """A second copy of `hw.floating`, with the error in it."""
+    return source_mutation.mutated(mutation, floating.__name__)

@@ -51,6 +51,15 @@ def test_largest_tile(tiny: Path) -> None:
     machine.check(tiny, 20, 20)
 
 
+@pytest.mark.parametrize("rows, vectors", [(256, 128), (2, 129), (2, 0)])
+def test_what_the_engine_does_not_have_is_a_fault(tiny: Path, rows: int, vectors: int) -> None:
+    """More accumulators or vectors than there are, or no vectors."""
+    machine = Machine(2, 3)
+    machine.add(whole(1, rows, 1, 4, 2, n1=vectors))
+    with pytest.raises(AssertionError, match="fault"):
+        machine.check(tiny)
+
+
 @pytest.mark.slow
 def test_many_random_instructions(tiny: Path) -> None:
     compare(tiny, TINY, range(100, 400))
