@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Two test processes share two cores: one thread each in the numeric libraries.
 test test-slow test-rtl: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check generated generate accuracy status test-slow test-rtl bench wheel-test clean
+.PHONY: setup demo test check generated generate accuracy performance calibrate status test-slow test-rtl bench wheel-test clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -52,6 +52,14 @@ generate: setup
 # docs/accuracy.md: calibrates and scores every row, which takes long.
 accuracy: setup
 	$(PY) tools/accuracy.py
+
+# docs/performance.md and its charts: estimates every row, which takes minutes.
+performance: setup
+	$(PY) tools/performance.py
+
+# spec/calibration.json and docs/calibration.md: builds and runs RTL, which takes long.
+calibrate: setup
+	$(PY) tools/calibrate.py
 
 # The README's table from the last `make test`.
 status: setup

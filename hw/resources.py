@@ -45,7 +45,7 @@ PRODUCT_DSPS = {"dsp48e2": 2, "dsp48e1": 3, "dsp58": 2, "inferred": 2}
 # (LUT, FF) of the parts of float32 arithmetic at the latencies that the units use, and of control,
 # by `yosys synth_xilinx -family xcup`; `flightllm resources --synth` measures them anew.
 PARTS: dict[str, tuple[float, float]] = {
-    "add": (560, 190), "mul": (170, 120), "int_to_float": (190, 90), "half_to_float": (40, 35),
+    "add": (405, 150), "mul": (170, 120), "int_to_float": (190, 90), "half_to_float": (40, 35),
     "to_int8": (110, 50), "exp": (1900, 900), "recip": (1500, 700), "to_half": (120, 40),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flightllm.sim.cycle.memory import ChannelMemory, Stream, Transfer
+from flightllm.sim.cycle.memory import ChannelMemory, PlainMemory, Stream, Transfer
 from flightllm.sim.cycle.stores import store_jobs
 from flightllm.sim.functional.dispatch import Dispatcher, Step
 from flightllm.sim.functional.matrices import format_of
@@ -90,16 +90,16 @@ class CoreTime:
 
     Parameters
     ----------
-    program, number : whose. dram : of the memory, None for an ideal one of `latency` cycles.
+    program, number : whose. dram : of the memory, None for a plain one like `memory`.
     """
 
     def __init__(self, program: Program, number: int, dram: DramTiming | None,
-                 latency: int) -> None:  # fmt: skip
+                 memory: PlainMemory) -> None:  # fmt: skip
         self.config: HwConfig = program.config
         self.number, self.where = number, f"core {number}"
         self.channels = self.config.channels[number]
         self.dispatcher = _TimedDispatcher(program.cores[number], self.where)
-        self.memory = ChannelMemory(self.config, number, dram, latency)
+        self.memory = ChannelMemory(self.config, number, dram, memory)
         self.engine = timing.engine_timing(self.config, number)
         self.streams: deque[Stream] = deque()
         self.handlers: dict[Unit, Callable[[Started, float], float | None]] = {

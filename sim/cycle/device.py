@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Mapping
 
 from flightllm.sim.cycle.machine import TimedMachine, Tracer
+from flightllm.sim.cycle.memory import PlainMemory
 from flightllm.sim.functional import FunctionalDevice
 from flightllm.spec.config import HwConfig
 from flightllm.spec.device import RunResult
-from flightllm.spec.dram import dram_timing
+from flightllm.spec.dram import DramTiming, dram_timing
 from flightllm.spec.errors import InputError, VerifyError
 from flightllm.spec.image import Program
 from flightllm.spec.isa import Register
@@ -26,17 +27,19 @@ class CycleDevice:
     ----------
     config : the hardware whose programs it takes.
     trace : called with a `TraceRecord` for each executed instruction.
-    latency : cycles of an ideal memory; left out, the configuration's.
+    memory : a plain memory in place of the configuration's own.
     efficiency : of the device memory, see `flightllm.spec.dram.dram_timing`.
+    dram : a memory's banks in place of the configuration's.
     """
 
     name = "cycle"
 
     def __init__(self, config: HwConfig, *, trace: Tracer | None = None,
-                 latency: int | None = None, efficiency: float | None = None) -> None:  # fmt: skip
+                 memory: PlainMemory | None = None, efficiency: float | None = None,
+                 dram: DramTiming | None = None) -> None:  # fmt: skip
         self.config, self.trace = config, trace
-        self._dram = dram_timing(config, efficiency)
-        self._latency = config.memory.latency_cycles if latency is None else latency
+        self._dram = dram or (None if memory else dram_timing(config, efficiency))
+        self._memory = memory or PlainMemory(config.memory.latency_cycles)
         self._noted: dict[tuple[int, str], deque[TraceRecord]] = {}
         self._bits: FunctionalDevice | None = None
         self._machine: TimedMachine | None = None
@@ -61,7 +64,7 @@ class CycleDevice:
             note = self._note if self.trace is not None else None
             self._bits = FunctionalDevice(self.config, trace=note)
             self._bits.load(program)
-        self._machine = TimedMachine(program, self._dram, self._latency)
+        self._machine = TimedMachine(program, self._dram, self._memory)
 
     def write(self, core: int, channel: int, address: int, data: bytes) -> None:
         """Write `data` to the memory of a channel; nothing happens where there are no bits."""

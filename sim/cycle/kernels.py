@@ -90,14 +90,15 @@ def _room(need: int, beats: Any, times: Any, counts: Any) -> Any:
 
 
 @njit(cache=True)
-def issue(t: Any, ideal: float, period: float, depth: int, beat: int, address: int, total: int,
-          earliest: float, wanted: int, first: Any, ring: Any, master: Any, counts: Any,
+def issue(t: Any, ideal: float, period: float, pace: float, depth: int, beat: int, address: int,
+          total: int, earliest: float, wanted: int, first: Any, ring: Any, master: Any, counts: Any,
           beats: Any, times: Any, dram: tuple[Any, Any, Any, Any], certain: bool,
           until: float) -> bool:  # fmt: skip
     """Ask for a stream's bursts until `wanted` of its `total` beats are; False where room for one
     is not known to come, or the next one is asked for later than `until`.
 
-    `first` gets each burst's first beat's arrival. With `depth` 0 nothing waits for room.
+    `first` gets each burst's first beat's arrival; the others follow `pace` cycles apart. With
+    `depth` 0 nothing waits for room.
     `certain`: the caller knows that room comes, at the latest now.
     """
     begun = address // beat % BURST_BEATS
@@ -127,9 +128,9 @@ def issue(t: Any, ideal: float, period: float, depth: int, beat: int, address: i
             begin, _ = access(t, (at + 1) * period, address + low * beat, size * beat, False, rows,
                               free, activated, state)  # fmt: skip
             ready = np.ceil(begin / period)
-        ready = max(ready, master[LAST_BEAT] + 1)
+        ready = max(ready, master[LAST_BEAT] + pace)
         first[number] = ready
-        master[LAST_BEAT] = ready + size - 1
+        master[LAST_BEAT] = ready + (size - 1) * pace
         ring[place] = master[LAST_BEAT]
         master[COUNT] += 1
         counts[NEXT_BURST] += 1
@@ -147,9 +148,9 @@ def _needed(pair_groups: int, header: int, chunk: int, pair_bytes: int, beat: in
 
 @njit(cache=True)
 def consume(
-    t: Any, ideal: float, period: float, depth: int, beat: int, addresses: Any, totals: Any,
-    earliest: Any, first: Any, rings: Any, masters: Any, counts: Any, beats: Any, times: Any,
-    rows: Any, free: Any, activated: Any, states: Any, bases: Any,
+    t: Any, ideal: float, period: float, pace: float, depth: int, beat: int, addresses: Any,
+    totals: Any, earliest: Any, first: Any, rings: Any, masters: Any, counts: Any, beats: Any,
+    times: Any, rows: Any, free: Any, activated: Any, states: Any, bases: Any,
     pairs: Any, shape: Any, walk: Any, closes: Any, limit: float,
 ) -> bool:  # fmt: skip
     """Walk a matrix through the engine until a step lies behind `limit` (or the history is full);
@@ -199,13 +200,13 @@ def consume(
                 own = block * width * groups + (group + 1) * mine
                 wanted = _needed(own, header, chunk, pair_bytes, beat)
                 wanted = min(wanted, totals[c])
-            issue(t, ideal, period, depth, beat, addresses[c], totals[c], earliest[c], wanted,
+            issue(t, ideal, period, pace, depth, beat, addresses[c], totals[c], earliest[c], wanted,
                   first[c], rings[c], masters[c], counts[c], beats[c], times[c],
                   (rows[c], free[c], activated[c], states[c]), True, np.inf)  # fmt: skip
             start = addresses[c] // beat % BURST_BEATS
             number = (start + wanted - 1) // BURST_BEATS
             low = max(0, number * BURST_BEATS - start)
-            arrived = first[c, number] + (wanted - 1 - low) + FIFO_PASS
+            arrived = first[c, number] + (wanted - 1 - low) * pace + FIFO_PASS
             records = counts[c, RECORDS]
             done = bases[c] + wanted
             if records:
@@ -231,7 +232,7 @@ def consume(
 
 
 @njit(cache=True)
-def store(t: Any, ideal: float, period: float, beat: int, jobs: Any, channels: Any, addresses: Any,
+def store(t: Any, late: float, period: float, beat: int, jobs: Any, channels: Any, addresses: Any,
           sizes: Any, place: int, limit: float, masters: Any, rows: Any, free: Any, activated: Any,
           states: Any, answers: Any) -> int:  # fmt: skip
     """Write transfers in order, from `place` to the first later than `limit`; the new place.
@@ -243,8 +244,8 @@ def store(t: Any, ideal: float, period: float, beat: int, jobs: Any, channels: A
         c, size = channels[place], sizes[place]
         at = max(jobs[place], masters[c] + size)
         masters[c] = at
-        if ideal > 0:
-            answer = at + ideal
+        if late > 0:
+            answer = at + late
         else:
             _, end = access(t, at * period, addresses[place], size * beat, True, rows[c], free[c],
                             activated[c], states[c])  # fmt: skip

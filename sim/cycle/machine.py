@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flightllm.sim.cycle.core import SHARED, CoreTime, Started
+from flightllm.sim.cycle.memory import PlainMemory
 from flightllm.spec import timing
 from flightllm.spec.dram import DramTiming
 from flightllm.spec.errors import VerifyError
@@ -33,12 +34,14 @@ class TimedMachine:
 
     Parameters
     ----------
-    program : may be a shape without weights. dram : of the memory, None for an ideal one.
-    latency : of an ideal one, cycles.
+    program : may be a shape without weights. dram : of the memory, None for a plain one like
+        `memory`.
     """
 
-    def __init__(self, program: Program, dram: DramTiming | None, latency: int) -> None:
-        self.cores = [CoreTime(program, i, dram, latency) for i in range(len(program.cores))]
+    def __init__(
+        self, program: Program, dram: DramTiming | None, memory: PlainMemory
+    ) -> None:
+        self.cores = [CoreTime(program, i, dram, memory) for i in range(len(program.cores))]
         self.now = 0.0
         self.tracer: Tracer | None = None
 

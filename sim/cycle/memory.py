@@ -23,12 +23,27 @@ from flightllm.spec.formats import (
 )
 from flightllm.spec.timing import BURST_BEATS, FIFO_PASS, MASTER_COMMANDS, OUTSTANDING
 
-__all__ = ["ChannelMemory", "Stream", "Transfer"]
+__all__ = ["ChannelMemory", "PlainMemory", "Stream", "Transfer"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 HISTORY = 1 << 15
 """Records of how the weight FIFOs were emptied; old ones are dropped."""
+
+
+@dataclass(frozen=True)
+class PlainMemory:
+    """A memory without banks.
+
+    Parameters
+    ----------
+    latency : cycles from a request to its first beat. write_latency : from a write's last beat to
+        its response. pace : cycles from a beat to the next one, more than 1 where the bus pauses.
+    """
+
+    latency: int
+    write_latency: int = 20
+    pace: float = 1.0
 
 
 @dataclass
@@ -80,17 +95,18 @@ class ChannelMemory:
 
     Parameters
     ----------
-    config, core : whose. timing : of the device memory, None for an ideal one. latency : cycles
-        from a request to its first beat, of an ideal memory.
+    config, core : whose. timing : of the device memory, None for a plain one like `memory`.
     """
 
     def __init__(self, config: HwConfig, core: int, timing: DramTiming | None,
-                 latency: int) -> None:  # fmt: skip
+                 memory: PlainMemory) -> None:  # fmt: skip
         self.channels = n = config.channels[core]
         self.beat = config.beat_bytes
         self.depth = config.prefetch_bytes // config.beat_bytes
         self.period = 1000.0 / config.clock_mhz
-        self.ideal = 0.0 if timing else float(latency)
+        self.ideal = 0.0 if timing else float(memory.latency)
+        self.late = 0.0 if timing else float(memory.write_latency)
+        self.pace = memory.pace
         values = [getattr(timing, name) for name in kernels.MEMORY] if timing else [0.0] * 14
         self.timing = np.array(values, np.float64)
         banks = timing.banks if timing else 1
@@ -145,8 +161,9 @@ class ChannelMemory:
             return True
         counts[kernels.NEXT_BURST] = transfer.bursts[c]
         done = kernels.issue(
-            self.timing, self.ideal, self.period, self.depth if transfer.weights else 0, self.beat,
-            int(transfer.addresses[c]), total, transfer.earliest[c], total, transfer.first[c],
+            self.timing, self.ideal, self.period, self.pace,
+            self.depth if transfer.weights else 0, self.beat, int(transfer.addresses[c]), total,
+            transfer.earliest[c], total, transfer.first[c],
             self.rings[c], self.masters[c], counts, self.beats[c], self.times[c],
             (self.rows[c], self.free[c], self.activated[c], self.states[c]), False, until,
         )  # fmt: skip
@@ -197,7 +214,8 @@ class ChannelMemory:
             self.counts[:, kernels.NEXT_BURST] = 1 << 40
         self._trim()
         done: bool = kernels.consume(
-            self.timing, self.ideal, self.period, self.depth, self.beat, transfer.addresses,
+            self.timing, self.ideal, self.period, self.pace, self.depth, self.beat,
+            transfer.addresses,
             transfer.beats, transfer.earliest, transfer.first, self.rings, self.masters,
             self.counts, self.beats, self.times, self.rows, self.free, self.activated, self.states,
             stream.base, stream.pairs, shape, walk, closes, limit,
@@ -234,14 +252,14 @@ class ChannelMemory:
         begun = int(transfer.addresses[c]) // self.beat % BURST_BEATS
         number = (begun + beat) // BURST_BEATS
         low = max(0, number * BURST_BEATS - begun)
-        return float(transfer.first[c, number]) + beat - low + FIFO_PASS
+        return float(transfer.first[c, number]) + (beat - low) * self.pace + FIFO_PASS
 
     def write(self, jobs: Floats, channels: Ints, addresses: Ints, sizes: Ints, place: int,
               limit: float) -> int:  # fmt: skip
         """Write transfers up to a cycle; the place of the next one."""
         self.ask(min(limit, float(jobs[-1])) if len(jobs) else limit)
         made: int = kernels.store(
-            self.timing, self.ideal, self.period, self.beat, jobs, channels, addresses, sizes,
+            self.timing, self.late, self.period, self.beat, jobs, channels, addresses, sizes,
             place, limit, self.writers, self.rows, self.free, self.activated, self.states,
             self.answers,
         )  # fmt: skip

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flightllm.compiler.scheme import QuantOptions
     from flightllm.compiler.shape import ModelShape
     from flightllm.spec.image import Program
+    from flightllm.spec.trace import TraceRecord
 
 __all__ = ["Estimate", "Estimator", "estimate"]
 
@@ -162,6 +163,18 @@ class Estimator:
         return self.cycles("decode", {
             Register.POS: context - 1, Register.NTOK: 1, Register.STEPS: 1, Register.LOGITS: 1,
         }, efficiency=efficiency)  # fmt: skip
+
+    def trace(self, context: int) -> list[TraceRecord]:
+        """What every unit does for that token."""
+        from flightllm.sim.cycle import CycleDevice
+
+        records: list[TraceRecord] = []
+        device = CycleDevice(self.config, trace=records.append)
+        device.load(self.program)
+        device.run("decode", {
+            Register.POS: context - 1, Register.NTOK: 1, Register.STEPS: 1, Register.LOGITS: 1,
+        })  # fmt: skip
+        return records
 
     def prefill(self, tokens: int) -> tuple[int, ...]:
         """Cycles of each tile of a prompt."""

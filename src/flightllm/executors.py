@@ -44,13 +44,14 @@ def _functional(config: HwConfig, choice: str, watch: Watch) -> Device:
 
 
 def _cycle(config: HwConfig, choice: str, watch: Watch) -> Device:
-    """`cycle`, or `cycle:N` for an ideal memory that answers after N cycles."""
-    from flightllm.sim.cycle import CycleDevice
+    """`cycle`, or `cycle:N` for a plain memory that answers after N cycles."""
+    from flightllm.sim.cycle import CycleDevice, PlainMemory
 
     _no_wave("cycle", watch)
     if choice and not choice.isdigit():
         raise InputError(f"executor 'cycle:{choice}': {choice!r} is not a latency, a number")
-    return CycleDevice(config, trace=watch.trace, latency=int(choice) if choice else None)
+    memory = PlainMemory(int(choice)) if choice else None
+    return CycleDevice(config, trace=watch.trace, memory=memory)
 
 
 def _rtl(config: HwConfig, choice: str, watch: Watch) -> Device:

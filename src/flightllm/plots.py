@@ -11,7 +11,7 @@ from flightllm.estimation import Estimate, Estimator
 from flightllm.spec.dram import dram_timing, streaming
 from flightllm.spec.errors import InputError
 
-__all__ = ["CONTEXTS", "draw_context", "draw_roofline"]
+__all__ = ["CONTEXTS", "draw_context", "draw_layer", "draw_roofline"]
 
 CONTEXTS = (128, 512, 1024, 2048, 4096)
 
@@ -53,6 +53,31 @@ def draw_context(path: Path, model: str | Path, board: Board, options: Mapping[s
     axes.set(xlabel="context, tokens", ylabel="token/s", ylim=(0, None),
              title=f"{found.model} on {found.board}")  # fmt: skip
     axes.legend()
+    return _save(figure, path)
+
+
+def draw_layer(path: Path, model: str | Path, board: Board, options: Mapping[str, Any],
+               context: int) -> Path:  # fmt: skip
+    """When each unit of core 0 works during a decode layer in the middle of the model."""
+    made = Estimator(model, board, **options)
+    records = [r for r in made.trace(context) if r.core == 0 and not r.name.endswith(".nop")]
+    ends = [r.end or 0 for r in records if r.name == "mv.linear" and "add" in r.operands]
+    layers = len(made.shape.layers)
+    ends.sort()
+    step = ends[-1] / layers
+    begin = step * (layers // 2)
+    figure, axes = _figure()
+    lanes = ["ld", "mv", "misc", "sys", "st"]
+    for lane, unit in enumerate(lanes):
+        spans = [
+            (r.start - begin, max((r.end or 0) - r.start, 1))
+            for r in records
+            if r.unit == unit and r.start is not None and begin <= r.start < begin + step
+        ]
+        axes.broken_barh(spans, (lane - 0.4, 0.8), linewidth=0)
+    axes.set(xlabel="cycles", xlim=(0, step), yticks=range(len(lanes)), yticklabels=lanes,
+             title=f"a decode layer of {made.shape.name} on {made.config.name}")  # fmt: skip
+    axes.invert_yaxis()
     return _save(figure, path)
 
 

@@ -79,10 +79,15 @@ def test_times_are_the_same_each_time_and_without_weights():
 
 def test_more_latency_costs_time_and_more_lanes_save_it():
     program = _program("llama")
-    slow, fast = (sum(_run(program, latency=latency)[2]) for latency in (200, 50))
-    assert slow > fast
+    from flightllm.sim.cycle import PlainMemory
+
+    slow, fast, late = (
+        sum(_run(program, memory=memory)[2])
+        for memory in (PlainMemory(200), PlainMemory(50), PlainMemory(50, pace=4.0))
+    )
+    assert slow > fast < late
     config = dataclasses.replace(load_config("tiny"), sfu_lanes=16)
-    wide = sum(_run(_program("llama", config), latency=50)[2])
+    wide = sum(_run(_program("llama", config), memory=PlainMemory(50))[2])
     assert wide < fast
 
 
