@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 from flightllm.spec.config import HwConfig
 
-__all__ = ["MEASURED", "DramChannel", "DramTiming", "Measurement", "dram_timing", "streaming"]
+__all__ = [
+    "MEASURED", "MEASURED_ON", "DramChannel", "DramTiming", "Measurement", "dram_timing",
+    "reproduce", "streaming", "throughput",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -230,3 +233,31 @@ MEASURED = (
     Measurement("ddr4", "idle latency, row conflict", 106.6, "ns", True, row="conflict"),
     Measurement("ddr4", "stream, one channel", 18.0, "GB/s", True, 512, 512, 1 << 28),
 )  # fmt: skip
+
+MEASURED_ON = {"hbm2": _HBM2, "ddr4": _DDR4}
+"""What the measurements were made on: whole channels."""
+_QUEUED = 1500.0
+"""Nanoseconds between a read's address and its data where many reads are under way."""
+
+
+def throughput(timing: DramTiming, size: int, stride: int, window: int,
+               count: int = 60_000) -> float:  # fmt: skip
+    """Bytes a nanosecond of `count` reads of `size` bytes each `stride`, round `window`."""
+    channel, address, now = DramChannel(timing), 0, 0.0
+    for _ in range(count):
+        end = channel.access(now, address, size, False)[1]
+        address, now = (address + stride) % window, max(now, end - _QUEUED)
+    return count * size / channel.bus
+
+
+def reproduce(point: Measurement, timing: DramTiming | None = None) -> float:
+    """What the model, or another `timing`, gives for a measurement, in its unit."""
+    timing = timing or MEASURED_ON[point.kind]
+    if not point.row:
+        channels = 32 if "32 channels" in point.what else 1
+        return channels * throughput(timing, point.size, point.stride, point.window)
+    channel = DramChannel(timing)
+    if point.row != "closed":
+        other = timing.row_bytes * timing.banks
+        channel.access(0.0, other if point.row == "conflict" else 0, 64, False)
+    return channel.access(1000.0, 0, 64, False)[0] - 1000.0

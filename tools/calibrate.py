@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -129,8 +130,7 @@ CASES = _cases()
 def program_of(case: Case) -> Program:
     """The compiled program of a case."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
-    from random_quantized import random_model
-
+    random_model = importlib.import_module("random_quantized").random_model
     arguments = {**SHAPES[case.shape], "bits": case.bits, "group": case.group, "kept": case.kept,
                  "kv_bits": case.kv, "max_length": 512}  # fmt: skip
     return build_program(random_model(3, **arguments), case.config(), case.shape)
@@ -138,7 +138,7 @@ def program_of(case: Case) -> Program:
 
 def rtl_device(case: Case) -> Device:
     """The generated hardware with the case's memory."""
-    from flightllm.sim.rtl import RtlDevice
+    from flightllm.sim.rtl.device import RtlDevice
     from flightllm.sim.rtl.simulation import MemoryModel
 
     config = case.config()

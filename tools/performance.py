@@ -19,7 +19,7 @@ from flightllm.estimation import Estimate, Estimator, estimate
 from flightllm.plots import draw_context, draw_layer
 from flightllm.resources import resource_table
 from flightllm.spec.config import load_config
-from flightllm.spec.dram import MEASURED
+from flightllm.spec.dram import MEASURED, reproduce
 
 __all__ = ["BARS", "main", "page", "text_of"]
 
@@ -178,12 +178,9 @@ def paper_u280(measure: Measurer) -> str:
 
 def memory() -> str:
     """The memory model beside measurements."""
-    sys.path.insert(0, str(DOCS.parent / "tests" / "spec"))
-    from test_dram import modelled, timing_of
-
     rows = []
     for point in MEASURED:
-        value = modelled(point, timing_of(point.kind))
+        value = reproduce(point)
         rows.append([point.kind, point.what, f"{point.value:g} {point.unit}",
                      f"{value:.4g} {point.unit}", f"{100 * (value / point.value - 1):+.1f} %",
                      "calibrated" if point.calibrated else "kept out", point.source])  # fmt: skip
