@@ -1,7 +1,7 @@
 """How much of a device the hardware takes: a model of every unit, and Yosys where asked.
 
-DSPs are counted as the generator instantiates them (`dsp_count`): chains, float32 products of two
-slices each, and a few wide integer products. Memories follow their shapes. Look-up tables and
+DSPs are counted as the generator instantiates them (`dsp_count`): chains, float32 products, and a
+few wide integer products. Memories follow their shapes. Look-up tables and
 flip-flops are sums over the parts whose sizes `PARTS` states, as Yosys synthesised them.
 """
 
@@ -41,6 +41,8 @@ class Resources:
 
 PRODUCT_DSPS = {"dsp48e2": 2, "dsp48e1": 3, "dsp58": 2, "inferred": 2}
 """Slices of a float32 significand's 24 x 24 bit product."""
+LANE_DSPS = 2
+"""Of a lane: a slice for the scale, one for the minimum, which are 11 bits wide."""
 
 # (LUT, FF) of the parts of float32 arithmetic at the latencies that the units use, and of control,
 # by `yosys synth_xilinx -family xcup`; `flightllm resources --synth` measures them anew.
@@ -56,21 +58,25 @@ def _dsps_of_cell(made: MatrixParameters) -> int:
     return made.k_lanes
 
 
-def _float_muls(config: HwConfig, core: int) -> int:
-    """Float32 multipliers of a core: lanes of the array, epilogue, SFU lanes and its scalars."""
-    made, lanes = matrix_parameters(config), config.sfu_lanes
-    array = config.channels[core] * made.cells * 2 * 2
-    return array + min(lanes, 16) + 11 * lanes + 5
+def _array_dsps(config: HwConfig, core: int) -> int:
+    """Chains of all cells, and two lanes a cell."""
+    made = matrix_parameters(config)
+    return config.channels[core] * made.cells * (_dsps_of_cell(made) + 2 * LANE_DSPS)
+
+
+def _float_muls(config: HwConfig) -> int:
+    """Float32 multipliers of 24 x 24 bits in a core: epilogue, SFU lanes and its scalars."""
+    lanes = config.sfu_lanes
+    return min(lanes, 16) + 11 * lanes + 5
 
 
 def dsp_count(config: HwConfig, core: int) -> int:
     """DSPs of a core: exact, `tests/hw/test_resources.py` holds it against the generated design."""
-    made, channels = matrix_parameters(config), config.channels[core]
-    chains = channels * made.cells * _dsps_of_cell(made)
-    products = _float_muls(config, core) * PRODUCT_DSPS[config.dsp_kind]
+    channels = config.channels[core]
+    products = _float_muls(config) * PRODUCT_DSPS[config.dsp_kind]
     dispatcher = 3 if config.dsp_kind == "dsp58" else 4  # sys.mul, 32 x 32
     shares = 0 if channels & (channels - 1) == 0 else 2 * 2  # two divisions by the channels
-    return chains + products + dispatcher + shares
+    return _array_dsps(config, core) + products + dispatcher + shares
 
 
 def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
@@ -162,7 +168,7 @@ def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
     vectors = max(config.prefill_tile, config.attention_tile * config.mv_vectors)
     batches = -(-vectors // made.cells)
     products = PRODUCT_DSPS[config.dsp_kind]
-    array = channels * made.cells * (_dsps_of_cell(made) + 4 * products)
+    array = _array_dsps(config, core)
     sfu = (11 * config.sfu_lanes + 5) * products
     epilogue = min(config.sfu_lanes, 16) * products
     lines = Resources(lut=24 * config.beat_bytes + 3000, ff=6000)

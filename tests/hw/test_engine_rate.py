@@ -27,7 +27,6 @@ FORMS = {
 }
 LIMITED = {
     ("u280", "w2g32"): 0.6, ("u280", "w3g32"): 0.85, ("u280", "w2g64 8:16"): 0.85,
-    ("tiny", "w2g64 8:16"): 0.9, ("tiny", "w2g128 8:16"): 0.9,
 }  # fmt: skip
 """Where lanes, not beats, are the limit."""
 
