@@ -95,7 +95,7 @@ class SystemUnit(wiring.Component):
         gather, barrier, halt = (by_name(f"sys.{n}") for n in ("gather", "barrier", "halt"))
         link = self.link
         missing = Signal(range(self._cores + 1))
-        begin, told, empty, complete = Signal(), Signal(), Signal(), Signal()
+        begin, told, complete = Signal(), Signal(), Signal()
         m.d.comb += link.barrier.eq(front.function == barrier.function)
         with m.FSM():
             with m.State("idle"), m.If(front.start), m.Switch(front.function):
@@ -116,7 +116,7 @@ class SystemUnit(wiring.Component):
             with m.State("exchange"):
                 m.d.comb += self.waiting.eq(~told)
                 m.d.sync += missing.eq(missing - complete)
-                with m.If(told & (missing == 0) & empty):
+                with m.If(told & (missing == 0)):
                     m.next = "done"
             with m.State("halt"), m.If(self.quiet):
                 m.d.comb += self.halted.eq(1)
@@ -125,11 +125,11 @@ class SystemUnit(wiring.Component):
                 m.d.comb += front.done.eq(1)
                 m.next = "idle"
         if self._cores > 1:
-            self._receive(m, empty, complete)
+            self._receive(m, complete)
             self._send(m, front, begin, told)
         return m
 
-    def _receive(self, m: Module, empty: Signal, complete: Signal) -> None:
+    def _receive(self, m: Module, complete: Signal) -> None:
         """Write what the others send; `complete` when it is the end of a slice."""
         message = Message(self._lanes)
         m.submodules.inbox = inbox = SyncFIFO(width=message.size, depth=INBOX)
@@ -144,7 +144,6 @@ class SystemUnit(wiring.Component):
             ))),
             inbox.r_en.eq(taken),
             complete.eq(taken & first.last),
-            empty.eq(~inbox.r_rdy),
         ]  # fmt: skip
         for port, mine in ((self.f_write, ~first.act), (self.a_write, first.act)):
             m.d.comb += [
@@ -192,13 +191,12 @@ class SystemUnit(wiring.Component):
             m.d.sync += later.eq(part)
             part = later
         sent = self.link.sent
-        m.d.comb += [
-            sent.eq(part),
-            sent.words.eq(Mux(
+        with m.If(part.valid):  # else all 0: the bus is the OR of what all send
+            m.d.comb += sent.eq(part)
+            m.d.comb += sent.words.eq(Mux(
                 part.act, self.a_read.data.as_value()[: 8 * self._lanes],
                 self.f_read.data.as_value(),
-            )),
-        ]  # fmt: skip
+            ))  # fmt: skip
 
 
 @shared()
