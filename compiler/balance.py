@@ -126,13 +126,13 @@ def apply_balance(
 
     Parameters
     ----------
-    maker : "mlp_norm" (its gain is divided), "v" or "up" (its rows, by
+    maker : "attn_norm" or "mlp_norm" (its gain is divided), "v" or "up" (its rows, by
         `maker_rows` where these are not the channels).
     names : the readers.
     """
     weights = {name: layer.weights[name] * factor for name in names}
-    if maker == "mlp_norm":
-        return layer.with_weights(weights, {}, mlp_norm=layer.mlp_norm / factor)
+    if maker in ("attn_norm", "mlp_norm"):
+        return layer.with_weights(weights, {}, **{maker: getattr(layer, maker) / factor})
     rows = factor if maker_rows is None else maker_rows
     weights[maker] = layer.weights[maker] / rows[:, None]
     biases = {maker: layer.biases[maker] / rows} if maker in layer.biases else {}

@@ -3,21 +3,43 @@
 Calibration runs two streams through it: the model as it is, and the model as the device will
 compute it. The second states the quantised vectors of docs/number-formats.md to float32 accuracy
 (rounding points are all there, table functions are exact); `flightllm.models.integer` has the bits.
+Gradients pass every rounding as if it were not there (straight-through), so that the second can be
+trained.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flightllm.compiler.fold import FoldedEnds, FoldedLayer
 from flightllm.models.config import ModelConfig
 from flightllm.models.rope import rope_tables
 
-__all__ = ["Block", "fake_quant", "linear"]
+__all__ = ["Block", "fake_quant", "linear", "straight"]
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def straight(exact: Tensor, rounded: Tensor) -> Tensor:
+    """`rounded`, with the gradient that `exact` has."""
+    if not exact.requires_grad:
+        return rounded
+    made: Tensor = _Straight.apply(exact, rounded.detach())
+    return made
 
 
 def fake_quant(x: Tensor, largest_level: int = 127, fp16_scale: bool = False) -> Tensor:
@@ -25,9 +47,11 @@ def fake_quant(x: Tensor, largest_level: int = 127, fp16_scale: bool = False) ->
 
     With `fp16_scale` the levels are scaled back by an fp16 value, as the KV cache does.
     """
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=2.0**-64) / largest_level
-    levels = (x / scale).round_()
-    return levels * (scale.clamp(max=65504.0).half().float() if fp16_scale else scale)
+    with torch.no_grad():
+        scale = x.abs().amax(-1, keepdim=True).clamp(min=2.0**-64) / largest_level
+        levels = (x / scale).round_()
+        made = levels * (scale.clamp(max=65504.0).half().float() if fp16_scale else scale)
+    return straight(x, made)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -42,13 +66,15 @@ class Block:
 
     Members
     -------
-    quantised : whether vectors are quantised where the device does it. kv_bits : 8 or 4.
+    quantised : whether vectors are quantised where the device does it.
+    key_bits, value_bits : of the KV cache, 8 or 4 each (a device has one width for both).
     cos, sin : float32 [length, head_dim // 2], or None without RoPE.
     """
 
     config: ModelConfig
     quantised: bool
-    kv_bits: int
+    key_bits: int
+    value_bits: int
     cos: Tensor | None
     sin: Tensor | None
 
@@ -56,9 +82,9 @@ class Block:
     def of(cls, config: ModelConfig, length: int, kv_bits: int, quantised: bool) -> Block:
         """A block for sequences of up to `length` tokens."""
         if config.rope is None:
-            return cls(config, quantised, kv_bits, None, None)
+            return cls(config, quantised, kv_bits, kv_bits, None, None)
         cos, sin = (torch.from_numpy(table) for table in rope_tables(config, length))
-        return cls(config, quantised, kv_bits, cos, sin)
+        return cls(config, quantised, kv_bits, kv_bits, cos, sin)
 
     def vector(self, x: Tensor) -> Tensor:
         """A linear's input as it is, or quantised per token."""
@@ -97,9 +123,10 @@ class Block:
             k, v = (part.repeat_interleave(repeat, dim=1) for part in (k, v))
             out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             return out.transpose(1, 2).flatten(2)
-        top = 127 if self.kv_bits == 8 else 7
-        k, v_back = fake_quant(k, top, True), fake_quant(v, top, True)
-        v_scale = (v.abs().amax(-1) / top).half().float().repeat_interleave(repeat, dim=1)
+        key_top, value_top = (127 if bits == 8 else 7 for bits in (self.key_bits, self.value_bits))
+        k, v_back = fake_quant(k, key_top, True), fake_quant(v, value_top, True)
+        v_scale = (v.detach().abs().amax(-1) / value_top).half().float()
+        v_scale = v_scale.repeat_interleave(repeat, dim=1)
         k, v_back = (part.repeat_interleave(repeat, dim=1) for part in (k, v_back))
         score = fake_quant(q) @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         score = score.masked_fill(~mask, -torch.inf)
@@ -108,8 +135,9 @@ class Block:
         # V's scale of a token stands inside its probability when that is quantised.
         row = v_scale[:, :, None, :]
         largest = torch.where(mask, row, 0.0).amax(-1, keepdim=True).clamp(min=2.0**-64)
-        level = (weight * row / largest * 127).round_()
-        share = level * (largest / 127) / row.clamp(min=2.0**-24) / total
+        level = (weight.detach() * row / largest * 127).round_()
+        made = level * (largest / 127) / row.clamp(min=2.0**-24) / total.detach()
+        share = straight(weight / total, made)
         return self.vector((share @ v_back).transpose(1, 2).flatten(2))
 
     def activate(self, up: Tensor, gate: Tensor | None) -> Tensor:
@@ -125,3 +153,32 @@ class Block:
             case _:
                 inner = functional.gelu(up, approximate="tanh")
         return self.vector(inner)
+
+    # ------------------------------------------------------------------ a whole layer
+
+    def projected(self, layer: FoldedLayer, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k (after RoPE) and v of a layer, [B, heads, T, head_dim], from its normed input."""
+        q, k, v = (
+            self.heads(linear(h, layer.weights[name], layer.biases.get(name)), name != "v")
+            for name in ("q", "k", "v")
+        )
+        return q, k, v
+
+    def inner(self, layer: FoldedLayer, h: Tensor) -> Tensor:
+        """The down projection's input, from the MLP's normed input."""
+        up = linear(h, layer.weights["up"], layer.biases.get("up"))
+        gate = None
+        if "gate" in layer.weights:
+            gate = linear(h, layer.weights["gate"], layer.biases.get("gate"))
+        return self.activate(up, gate)
+
+    def run(self, layer: FoldedLayer, x: Tensor) -> Tensor:
+        """The residual stream [B, T, dim] after a layer."""
+        attended = self.attention(*self.projected(layer, self.norm(x, layer.attn_norm)))
+        x = x + linear(attended, layer.weights["o"], layer.biases.get("o"))
+        inner = self.inner(layer, self.norm(x, layer.mlp_norm))
+        return x + linear(inner, layer.weights["down"], layer.biases.get("down"))
+
+    def logits(self, x: Tensor, ends: FoldedEnds) -> Tensor:
+        """Logits [..., vocab] of the residual stream [..., dim] after the last layer."""
+        return linear(self.norm(x, ends.final_norm), ends.head, ends.head_bias)

@@ -6,43 +6,60 @@ closest to what the float model's residual stream wants: it makes up for what ea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from flightllm.compiler.gptq import Factor, Rounded, compensate, factorise, polish, row_errors
+from flightllm.compiler.gptq import (
+    Factor,
+    Rounded,
+    compensate,
+    factorise,
+    polish,
+    round_plain,
+    row_errors,
+)
+from flightllm.compiler.prune import EXACT_COLUMNS, Pruning, plain_mask, remove_exactly
 from flightllm.compiler.rounding import Grid
 from flightllm.compiler.streams import Moments
 
-__all__ = ["Prepared", "corrected_bias", "fit_matrix", "prepare", "target"]
+__all__ = [
+    "Prepared", "corrected_bias", "fit_matrix", "prune_matrix", "round_matrix", "target",
+]  # fmt: skip
 
 DAMPING = 0.01
+CHOICE = 32
+"""Columns whose masks are chosen together where nothing is rounded."""
 TRY_ORDERS_BELOW = 1 << 24
 """Weights of a matrix up to which both column orders are tried; larger ones keep their own."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Moments of an input with the factors that all matrices reading it share.
+    """Moments of an input, with the factors that all matrices reading it share.
 
     Members
     -------
-    own : factor in the columns' own order. sorted : with the largest inputs first.
+    own : factor in the columns' own order. sorted : with the largest inputs first. Both are made
+        when they are first asked for.
     """
 
     moments: Moments
-    own: Factor
-    sorted: Factor
 
+    @cached_property
+    def own(self) -> Factor:
+        return factorise(self.moments.hessian, DAMPING)
 
-def prepare(moments: Moments) -> Prepared:
-    """Factorise an input's moments."""
-    return Prepared(
-        moments,
-        factorise(moments.hessian, DAMPING),
-        factorise(moments.hessian, DAMPING, reorder=True),
-    )
+    @cached_property
+    def sorted(self) -> Factor:
+        return factorise(self.moments.hessian, DAMPING, reorder=True)
+
+    @property
+    def energy(self) -> Tensor:
+        """Mean square of each column's input, float32 [columns]."""
+        return self.moments.hessian.diagonal().float()
 
 
 def target(weight: Tensor, prepared: Prepared) -> Tensor:
@@ -60,32 +77,87 @@ def target(weight: Tensor, prepared: Prepared) -> Tensor:
 
 
 def fit_matrix(
-    weight: Tensor, prepared: Prepared, grid: Grid, group: int, kept: int = 16,
-    private: bool = False,
-) -> Rounded:  # fmt: skip
-    """Round (and prune) a matrix with compensation.
+    weight: Tensor, prepared: Prepared, grid: Grid, group: int, pruning: Pruning | None = None
+) -> Rounded:
+    """Prune and round a matrix with compensation.
 
     Parameters
     ----------
-    weight : float32 [rows, columns]. group, kept, private : as for `compensate`.
+    weight : float32 [rows, columns]. group : as for `compensate`.
+    pruning : how; of "wanda" and "magnitude" the mask is chosen first, and what it drops is made
+        up for with the rounding.
     """
     goal = target(weight, prepared)
     hessian = prepared.own.hessian
+    if pruning is None or pruning.dense:
+        made = _candidates(goal, prepared, grid, group, None)
+    elif pruning.method != "sparsegpt":
+        mask = plain_mask(weight, pruning, prepared.energy)
+        made = _candidates(goal, prepared, grid, group, mask)
+    elif weight.shape[1] <= EXACT_COLUMNS:
+        left, mask = remove_exactly(goal, hessian, pruning)
+        made = [
+            compensate(left, prepared.own, grid, group, mask=mask),
+            round_plain(left, grid, group, mask, hessian.diagonal()),
+        ]
+    else:
+        made = [compensate(goal, prepared.own, grid, group, pruning)]
+    return _best([polish(goal, one, hessian, grid) for one in made], goal, hessian)
+
+
+def round_matrix(
+    weight: Tensor, prepared: Prepared | None, method: str, grid: Grid, group: int,
+    pruning: Pruning,
+) -> Rounded:  # fmt: skip
+    """Prune and round a matrix.
+
+    Parameters
+    ----------
+    prepared : its input, or None without calibration. method : "gptq" or "nearest".
+    """
+    if prepared is None:
+        return round_plain(weight, grid, group, plain_mask(weight, pruning, None))
+    if method == "gptq":
+        return fit_matrix(weight, prepared, grid, group, pruning)
+    mask = None
+    if not pruning.dense:
+        weight, mask = prune_matrix(weight, prepared, pruning)
+    return round_plain(weight, grid, group, mask, prepared.energy)
+
+
+def prune_matrix(weight: Tensor, prepared: Prepared, pruning: Pruning) -> tuple[Tensor, Tensor]:
+    """Prune a matrix without rounding it: float32 [rows, columns], and the mask."""
+    if pruning.method != "sparsegpt":
+        mask = plain_mask(weight, pruning, prepared.energy)
+        assert mask is not None
+        return weight * mask, mask
+    if weight.shape[1] <= EXACT_COLUMNS:
+        return remove_exactly(weight, prepared.own.hessian, pruning)
+    made = compensate(weight, prepared.own, None, CHOICE, pruning)
+    assert made.mask is not None
+    return made.levels, made.mask
+
+
+def _candidates(
+    goal: Tensor, prepared: Prepared, grid: Grid, group: int, mask: Tensor | None
+) -> list[Rounded]:
+    """The matrix rounded in both column orders, or in its own alone if it is large."""
     factors = [prepared.own]
-    if kept == 16 and weight.numel() <= TRY_ORDERS_BELOW:
+    if goal.numel() <= TRY_ORDERS_BELOW:
         factors.append(prepared.sorted)
-    best: Rounded | None = None
-    for factor in factors:
-        made = polish(goal, compensate(goal, factor, grid, group, kept, private), hessian, grid)
-        if best is not None:
-            better = row_errors(goal, made, hessian) < row_errors(goal, best, hessian)
-            made = Rounded(
-                torch.where(better[:, None], made.levels, best.levels),
-                torch.where(better[:, None], made.scales, best.scales),
-                group,
-            )
-        best = made
-    assert best is not None
+    return [compensate(goal, factor, grid, group, mask=mask) for factor in factors]
+
+
+def _best(made: list[Rounded], goal: Tensor, hessian: Tensor) -> Rounded:
+    """The best of each row, where all have the same mask."""
+    best = made[0]
+    for other in made[1:]:
+        better = row_errors(goal, other, hessian) < row_errors(goal, best, hessian)
+        best = replace(
+            best,
+            levels=torch.where(better[:, None], other.levels, best.levels),
+            scales=torch.where(better[:, None], other.scales, best.scales),
+        )
     return best
 
 

@@ -2,7 +2,8 @@
 
 Columns are rounded one after the other; what a column loses is made up for by the columns still to
 come, as far as the inputs' second moments (the Hessian of the squared output error) allow. Masks of
-N:16 sparsity are chosen a group at a time on the weights as they then stand. `polish` goes over the
+N:16 sparsity are chosen a group at a time on the weights as they then stand, or given. Without a
+grid nothing is rounded, only pruned. `polish` goes over the
 result again: scales by least squares, levels by coordinate descent; it never makes a row worse.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flightllm.compiler.prune import choose_mask
+from flightllm.compiler.prune import Pruning, choose_mask
 from flightllm.compiler.rounding import (
     LARGEST_SCALE,
     SMALLEST_SCALE,
@@ -92,67 +93,72 @@ def factorise(hessian: Tensor, damping: float = 0.01, reorder: bool = False) -> 
 
 
 def round_plain(
-    weight: Tensor, grid: Grid, group: int, kept: int = 16, private: bool = False,
-    importance: Tensor | None = None,
+    weight: Tensor, grid: Grid, group: int, mask: Tensor | None = None,
+    importance: Tensor | None = None, clip: bool = True,
 ) -> Rounded:  # fmt: skip
     """Round each weight to the nearest level, without compensation.
 
     Parameters
     ----------
-    weight : float32 [rows, columns]. kept, private : as for `choose_mask`; 16 is dense.
+    weight : float32 [rows, columns]. mask : what is kept, bool like it, or None when dense.
     importance : mean square of each column's input, float32 [columns], or None.
+    clip : see `search_scales`.
     """
-    mask = None
-    if kept < 16:
-        score = weight.square() if importance is None else weight.square() * importance
-        mask = choose_mask(score, kept, private)
-    scales = search_scales(weight, grid, group, importance, mask)
+    scales = search_scales(weight, grid, group, importance, mask, clip)
     levels = nearest(weight, spread(scales, group, weight.shape[1]), grid)
     return Rounded(levels if mask is None else levels * mask, scales, group, mask)
 
 
 def compensate(
-    weight: Tensor, factor: Factor, grid: Grid, group: int, kept: int = 16, private: bool = False
-) -> Rounded:
+    weight: Tensor, factor: Factor, grid: Grid | None, group: int,
+    pruning: Pruning | None = None, mask: Tensor | None = None,
+) -> Rounded:  # fmt: skip
     """Round a matrix so that its outputs, not its weights, stay close.
 
     Parameters
     ----------
-    weight : float32 [rows, columns]. factor : of the Hessian; sparse matrices need one in the
-        columns' own order. kept, private : as for `choose_mask`; 16 is dense.
+    weight : float32 [rows, columns]. factor : of the Hessian; choosing masks needs one in the
+        columns' own order. grid : None keeps the kept weights' values, as levels of scale 1.
+    pruning : how masks are chosen on the way, or None. mask : the mask where it is known.
     """
     rows, columns = weight.shape
-    sweep = _Sweep(weight, factor, grid, group)
+    sweep = _Sweep(weight, factor, grid, group, mask)
+    choosing = mask is None and pruning is not None and not pruning.dense
     if factor.order is not None:
-        if kept < 16:
-            raise ValueError("factor: sparse matrices are compensated in the columns' own order")
-        sweep.fix_scales(search_scales(weight, grid, group, factor.hessian.diagonal()))
-    mask = torch.ones(rows, columns, dtype=torch.bool) if kept < 16 else None
+        if choosing:
+            raise ValueError("factor: masks are chosen in the columns' own order")
+        sweep.fix_scales(factor.hessian.diagonal())
+    if choosing:
+        sweep.mask = torch.ones(rows, columns, dtype=torch.bool)
     for first in range(0, columns, BLOCK):
         last = min(columns, first + BLOCK)
         lost = torch.empty(rows, last - first)
         for column in range(first, last):
             if column % group == 0 and factor.order is None:
-                sweep.open_group(column, mask, kept, private)
-            lost[:, column - first] = sweep.round_column(column, last, mask)
+                sweep.open_group(column, pruning if choosing else None)
+            lost[:, column - first] = sweep.round_column(column, last)
         sweep.work[:, last:] -= lost @ factor.upper[first:last, last:]
-    return sweep.result(mask)
+    return sweep.result()
 
 
 class _Sweep:
-    """The state of one pass over the columns, in the factor's order."""
+    """The state of one pass over the columns, in the factor's order; the mask in the matrix'."""
 
-    def __init__(self, weight: Tensor, factor: Factor, grid: Grid, group: int) -> None:
-        self.factor, self.grid, self.group = factor, grid, group
+    def __init__(
+        self, weight: Tensor, factor: Factor, grid: Grid | None, group: int, mask: Tensor | None
+    ) -> None:
+        self.weight, self.factor, self.grid, self.group = weight, factor, grid, group
+        self.mask = mask
         self.work = weight.clone() if factor.order is None else weight[:, factor.order]
         self.levels = torch.zeros_like(weight)
         self.scales = torch.ones(weight.shape[0], -(-weight.shape[1] // group))
 
-    def fix_scales(self, scales: Tensor) -> None:
-        """Use scales that were found beforehand."""
-        self.scales = scales
+    def fix_scales(self, importance: Tensor) -> None:
+        """Find all scales beforehand."""
+        if self.grid is not None:
+            self.scales = search_scales(self.weight, self.grid, self.group, importance, self.mask)
 
-    def open_group(self, start: int, mask: Tensor | None, kept: int, private: bool) -> None:
+    def open_group(self, start: int, pruning: Pruning | None) -> None:
         """Choose mask and scale of the group that starts at column `start`.
 
         Groups divide BLOCK, so all its columns already carry the errors so far.
@@ -160,34 +166,37 @@ class _Sweep:
         stop = min(self.work.shape[1], start + self.group)
         part = self.work[:, start:stop]
         importance = self.factor.upper.diagonal()[start:stop].square().reciprocal()
-        chosen = None
-        if mask is not None:
-            chosen = choose_mask(part.square() * importance, kept, private)
-            mask[:, start:stop] = chosen
+        if self.mask is not None and pruning is not None:
+            self.mask[:, start:stop] = choose_mask(
+                part.square() * importance, pruning.kept, pruning.private
+            )
+        if self.grid is None:
+            return
+        chosen = None if self.mask is None else self.mask[:, start:stop]
         at = start // self.group
         self.scales[:, at : at + 1] = search_scales(part, self.grid, self.group, importance, chosen)
 
-    def round_column(self, column: int, last: int, mask: Tensor | None) -> Tensor:
+    def round_column(self, column: int, last: int) -> Tensor:
         """Round one column, spread its error up to column `last`; gives the scaled error [rows]."""
         order = self.factor.order
-        at = (column if order is None else int(order[column])) // self.group
-        weight, scale = self.work[:, column], self.scales[:, at]
-        level = nearest(weight, scale, self.grid)
-        if mask is not None:
-            level *= mask[:, column]
+        own = column if order is None else int(order[column])
+        weight, scale = self.work[:, column], self.scales[:, own // self.group]
+        level = weight.clone() if self.grid is None else nearest(weight, scale, self.grid)
+        if self.mask is not None:
+            level *= self.mask[:, own]
         row = self.factor.upper[column]
         lost = (weight - level * scale) / row[column]
         self.work[:, column:last] -= lost[:, None] * row[column:last]
         self.levels[:, column] = level
         return lost
 
-    def result(self, mask: Tensor | None) -> Rounded:
+    def result(self) -> Rounded:
         """Levels in the columns' own order, with scales and mask."""
         levels = self.levels
         if self.factor.order is not None:
             levels = torch.empty_like(levels)
             levels[:, self.factor.order] = self.levels
-        return Rounded(levels, self.scales, self.group, mask)
+        return Rounded(levels, self.scales, self.group, self.mask)
 
 
 def row_errors(weight: Tensor, rounded: Rounded, hessian: Tensor) -> Tensor:

@@ -10,20 +10,30 @@ from torch import Tensor
 
 from flightllm.compiler import calibrate, fisher, mixed, sensitivity, smooth
 from flightllm.compiler.as_is import can_keep, stored_matrix
-from flightllm.compiler.balance import Reader, balance_layer, best_factors
 from flightllm.compiler.block import linear
-from flightllm.compiler.compensation import Prepared, corrected_bias, fit_matrix, prepare
+from flightllm.compiler.compensation import Prepared, corrected_bias, prune_matrix, round_matrix
 from flightllm.compiler.fold import (
     MATRICES,
+    FoldedEnds,
     FoldedLayer,
     check_supported,
     fold_ends,
     fold_layer,
     pair_order,
 )
-from flightllm.compiler.gptq import round_plain
-from flightllm.compiler.quant_report import MatrixReport, QuantReport, average_bits
+from flightllm.compiler.ladder import FLOAT, Ladder
+from flightllm.compiler.prune import Pruning
+from flightllm.compiler.quant_report import (
+    MatrixReport,
+    QuantReport,
+    average_bits,
+    pass_reports,
+    pruned_bits,
+    stored_bits,
+)
+from flightllm.compiler.recover import recover
 from flightllm.compiler.rounding import grid_for
+from flightllm.compiler.scaling import head_factor, scale_layer
 from flightllm.compiler.scheme import AS_IS, QuantOptions, Scheme, group_for
 from flightllm.compiler.streams import Streams, divergence
 from flightllm.models.checkpoint import Checkpoint
@@ -69,7 +79,13 @@ def quantise(
     InputError : for a shape without weights, a model that the device cannot run, tensors that are
         not finite, or calibration text that cannot be used.
     """
-    return _Build(checkpoint, options, progress or (lambda what, done, total: None)).result()
+    tell = progress or (lambda what, done, total: None)
+    made = _Build(checkpoint, options, tell).result()
+    if options.recover == "none":
+        return made
+    model, report = recover(checkpoint, made.model, options, tell)
+    made.report.passes.append(report)
+    return replace(made, model=model)
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,10 @@ class _Build:
         self.report = QuantReport(
             AS_IS if self.scheme is None else str(self.scheme), options.sparsity, "none"
         )
+        self.pruning = Pruning(options.kept, options.pruning, options.masks == "rows")
         self.streams: Streams | None = None
+        self.ladder: Ladder | None = None
+        self.pruned: dict[str, Tensor] = {}
         self.curvature: list[dict[str, Tensor]] | None = None
         self.head_curvature: Tensor | None = None
         if config.activation == "gelu_erf":
@@ -125,7 +144,9 @@ class _Build:
             found = calibrate.from_file(checkpoint, options.calibrate, sequences, length)
         self.report.calibration = found.source
         self.streams = Streams(self.config, self.ends, found, options.kv)
-        if self.scheme is not None and fisher.affordable(self.config, fisher.SEQUENCES * length):
+        self.ladder = Ladder(self.streams)
+        balanced = self.scheme is not None and options.scaling == "balance"
+        if balanced and fisher.affordable(self.config, fisher.SEQUENCES * length):
             self.progress("measure curvature", 0, 1)
             layers = [fold_layer(checkpoint, i) for i in range(self.config.layers)]
             self.curvature, self.head_curvature = fisher.output_curvature(
@@ -171,22 +192,21 @@ class _Build:
 
     def _rounded(self, name: str, weight: Tensor, bits: int, site: _Site | None) -> QuantTensor:
         """Prune and round one matrix; the head stays dense."""
-        grid, private = grid_for(bits), self.options.private_masks
-        group = group_for(weight.shape[1], (self.scheme or FALLBACK).group)
-        kept = 16 if name == "head" else self.options.kept
-        if site is None:
-            made = round_plain(weight, grid, group, kept, private)
-        else:
-            made = fit_matrix(weight, site.prepared, grid, group, kept, private)
+        grid, group = grid_for(bits), group_for(weight.shape[1], (self.scheme or FALLBACK).group)
+        pruning = Pruning() if name == "head" else self.pruning
+        prepared = None if site is None else site.prepared
+        if prepared is not None and not pruning.dense:
+            self.pruned[name.split(".")[-1]] = prune_matrix(weight, prepared, pruning)[0]
+        made = round_matrix(weight, prepared, self.options.rounding, grid, group, pruning)
         return QuantTensor(
             levels=made.levels.to(torch.int8).numpy(),
             scales=made.scales.half().numpy(),
             bits=grid.bits,
             group=group,
             table=grid.table,
-            kept=kept,
+            kept=pruning.kept,
             mask=None if made.mask is None else made.mask.numpy(),
-            private=private and made.mask is not None,
+            private=pruning.private and made.mask is not None,
         )
 
     def _linear(
@@ -207,35 +227,40 @@ class _Build:
             got = linear(site.g[self.streams.held], made, new_bias)
         error = float((wanted - got).norm() / wanted.norm().clamp(min=1e-20))
         self.report.matrices.append(
-            MatrixReport(name, *tensor.shape, tensor.bits, tensor.group, tensor.kept, error)
-        )
+            MatrixReport(name, *tensor.shape, tensor.bits, tensor.group, tensor.kept, error,
+                         stored_bits(tensor))
+        )  # fmt: skip
         return QuantLinear(tensor, None if new_bias is None else new_bias.numpy())
 
     # ------------------------------------------------------------------ one layer
 
     def _eased(
         self, layer: FoldedLayer, widths: dict[str, int], curvature: dict[str, Tensor] | None = None
-    ) -> tuple[FoldedLayer, dict[str, Tensor]]:
-        """The layer with balanced inputs and smoothed K, and (as-is) what multiplied its rows.
+    ) -> tuple[dict[str, FoldedLayer], dict[str, Tensor]]:
+        """The layer, after scaling, after K smoothing; and (as-is) what multiplied its rows.
 
         A matrix of stored codes can take up neither columns' factors nor turned rows.
         """
         streams, config, free = self.streams, self.config, self.scheme is not None
         smooth_k = self.options.smooth_k and config.head_dim % 2 == 0
+        made = {"": layer}
         if streams is None:
             if not smooth_k:
-                return layer, {}
+                return made, {}
             smoothing = smooth.smoothing_from_weights(layer, config)
             rows = {} if free else smooth.row_factors(smoothing, config.heads)
-            return smooth.apply_smoothing(layer, smoothing), rows
+            return made | {"smooth k": smooth.apply_smoothing(layer, smoothing)}, rows
         x, exact = streams.x[:EASING_SEQUENCES], streams.exact
         group = (self.scheme or FALLBACK).group
-        if free:
+        if free and self.options.scaling != "none":
             valid = streams.valid[:EASING_SEQUENCES]
             inputs = {n: v[valid] for n, v in streams.inputs(layer, x, exact).items()}
-            layer = balance_layer(layer, inputs, config, widths, group, curvature)
+            layer = scale_layer(
+                self.options.scaling, layer, inputs, config, widths, group, curvature
+            )
+            made["scale"] = layer
         if not smooth_k:
-            return layer, {}
+            return made, {}
         h = exact.norm(x, layer.attn_norm)
         q, k, _ = streams.heads(layer, h, exact)
         valid = h[streams.valid[:EASING_SEQUENCES]]
@@ -246,18 +271,17 @@ class _Build:
         )
         smoothing = smooth.smoothing_from_heads(q, k, streams.rounded, noise, turn=free)
         rows = {} if free else smooth.row_factors(smoothing, config.heads)
-        return smooth.apply_smoothing(layer, smoothing), rows
+        return made | {"smooth k": smooth.apply_smoothing(layer, smoothing)}, rows
 
     def _site(self, h: Tensor, g: Tensor, residual: bool = False) -> _Site:
         assert self.streams is not None
-        return _Site(h, g, prepare(self.streams.moments(h, g, residual)))
+        return _Site(h, g, Prepared(self.streams.moments(h, g, residual)))
 
     def _layer(self, index: int, widths: dict[str, int]) -> QuantLayer:
-        layer, rows = self._eased(
-            fold_layer(self.checkpoint, index),
-            widths,
-            None if self.curvature is None else self.curvature[index],
-        )
+        original = fold_layer(self.checkpoint, index)
+        curvature = None if self.curvature is None else self.curvature[index]
+        eased, rows = self._eased(original, widths, curvature)
+        layer = list(eased.values())[-1]
         done: dict[str, QuantLinear] = {}
 
         def run(names: tuple[str, ...], site: _Site | None) -> FoldedLayer:
@@ -273,6 +297,13 @@ class _Build:
             run(MATRICES, None)
         else:
             self._through(self.streams, layer, run)
+        if self.ladder is not None:
+            del eased[""]
+            steps = {FLOAT: original, "vectors": original, **eased}
+            if self.pruned:
+                steps["prune"] = layer.with_weights(self.pruned, {})
+            self.ladder.step({**steps, "round": _with(layer, done)})
+            self.pruned = {}
         return QuantLayer(
             attn_norm=layer.attn_norm.numpy(),
             mlp_norm=layer.mlp_norm.numpy(),
@@ -300,14 +331,16 @@ class _Build:
     # ------------------------------------------------------------------ after the layers
 
     def _head(self) -> QuantLinear:
-        ends, streams, bits = self.ends, self.streams, self.options.head_bits
+        ends, streams, options = self.ends, self.streams, self.options
+        bits = options.head_bits
         if streams is None:
             return self._linear("head", ends.head, ends.head_bias, bits, None)
         if self.scheme is not None:
             part = slice(0, EASING_SEQUENCES)
             h = streams.exact.norm(streams.x[part], ends.final_norm)[streams.valid[part]]
-            rows = self.head_curvature
-            factor = best_factors(h, [Reader.of(ends.head, bits, self.scheme.group, rows)])
+            factor = head_factor(
+                options.scaling, h, ends.head, bits, self.scheme.group, self.head_curvature
+            )
             ends = replace(ends, head=ends.head * factor, final_norm=ends.final_norm / factor)
             self.ends = ends
         h = streams.exact.norm(streams.x, ends.final_norm)
@@ -329,11 +362,48 @@ class _Build:
             self.progress("quantise layers", index, self.config.layers + 1)
             layers.append(self._layer(index, widths[index]))
         self.progress("quantise layers", self.config.layers, self.config.layers + 1)
+        original = self.ends
         head = self._head()  # before the model: it may move a part of the final norm's gain
         model = self._model(tuple(layers), head)
         self.progress("quantise layers", self.config.layers + 1, self.config.layers + 1)
         self.report.code_bits, self.report.average_weight_bits = average_bits(model)
+        self._report_passes(original, head)
         return Quantised(model, self.report)
+
+    def _report_passes(self, original: FoldedEnds, head: QuantLinear) -> None:
+        """Report each pass that changed something."""
+        options, matrices, ladder = self.options, self.report.matrices, self.ladder
+        fixed = self.scheme is None
+        methods = {
+            "vectors": f"INT8, KV {options.kv}",
+            "scale": options.scaling,
+            "smooth k": "scale" if fixed else "turn and scale",
+            "prune": f"{options.pruning} {options.sparsity}, masks by {options.masks}",
+            "round": f"{options.rounding} {self.report.scheme}",
+        }
+        errors, found = {}, {}
+        if ladder is None:
+            sparse = "magnitude " + options.sparsity
+            methods = {"prune": sparse, "round": f"nearest {self.report.scheme}"}
+            if options.kept == 16:
+                del methods["prune"]
+        else:
+            errors = ladder.errors
+            made = torch.from_numpy(head.weight.dequantised())
+            bias = None if head.bias is None else torch.from_numpy(head.bias)
+            last = replace(self.ends, head=made, head_bias=bias)
+            ends = {"vectors": original, FLOAT: original, "round": last}
+            found = ladder.finish({name: ends.get(name, self.ends) for name in errors})
+            methods = {name: methods[name] for name in errors if name != FLOAT}
+        weights = sum(m.rows * m.columns for m in matrices)
+        dense = 16.0 * weights
+        bits = dict.fromkeys(methods, dense) | {
+            "prune": sum(
+                pruned_bits(m.rows, m.columns, m.kept, self.pruning.private) for m in matrices
+            ),
+            "round": sum(m.stored_bits for m in matrices),
+        }
+        self.report.passes = pass_reports(methods, bits, weights, errors, found)
 
     def _model(self, layers: tuple[QuantLayer, ...], head: QuantLinear) -> QuantModel:
         config, ends = self.config, self.ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,12 +81,12 @@ def _grouped(values: Tensor, group: int) -> Tensor:
     return grouped
 
 
-def _search(weight: Tensor, importance: Tensor, grid: Grid) -> Tensor:
+def _search(weight: Tensor, importance: Tensor, grid: Grid, ratios: Sequence[float]) -> Tensor:
     """Scales [rows, groups] of weight [rows, groups, group]."""
     largest = weight.abs().amax(-1)
     best = torch.full_like(largest, torch.inf)
     scale = torch.ones_like(largest)
-    for ratio in _ratios(grid):
+    for ratio in ratios:
         tried = (largest * (ratio / grid.high)).clamp(SMALLEST_SCALE, LARGEST_SCALE)
         tried = tried.half().float()
         levels = grid.clamp(weight / tried[..., None])
@@ -99,7 +100,7 @@ def _search(weight: Tensor, importance: Tensor, grid: Grid) -> Tensor:
 
 def search_scales(
     weight: Tensor, grid: Grid, group: int, importance: Tensor | None = None,
-    mask: Tensor | None = None,
+    mask: Tensor | None = None, clip: bool = True,
 ) -> Tensor:  # fmt: skip
     """The fp16 scale of each group that loses least, over clipped ranges.
 
@@ -108,6 +109,7 @@ def search_scales(
     weight : float32 [rows, columns].
     importance : weight of each column's squared error, float32 [columns]; all alike without.
     mask : bool [rows, columns], the weights that count; all without.
+    clip : search; else the largest weight of a group is the highest level.
 
     Returns
     -------
@@ -115,6 +117,7 @@ def search_scales(
     """
     counts = torch.ones_like(weight[:1]) if importance is None else importance[None].to(weight)
     rows = max(1, CHUNK // weight.shape[1])
+    ratios = _ratios(grid) if clip else [1.0]
     out = []
     for first in range(0, weight.shape[0], rows):
         part = weight[first : first + rows]
@@ -122,5 +125,5 @@ def search_scales(
         if mask is not None:
             kept = mask[first : first + rows]
             part, weighed = part * kept, counts * kept
-        out.append(_search(_grouped(part, group), _grouped(weighed, group), grid))
+        out.append(_search(_grouped(part, group), _grouped(weighed, group), grid, ratios))
     return torch.cat(out)

@@ -17,6 +17,13 @@ __all__ = ["AS_IS", "DEFAULT_WEIGHTS", "QuantOptions", "Scheme", "group_for", "p
 AS_IS = "as-is"
 DEFAULT_WEIGHTS = "w4g128"
 _SPARSITY = {"none": 16, "2:16": 2, "4:16": 4, "8:16": 8}
+_CHOICES = {
+    "sparsity": tuple(_SPARSITY),
+    "pruning": ("sparsegpt", "wanda", "magnitude"),
+    "masks": ("pairs", "rows"),
+    "scaling": ("balance", "awq", "smoothquant", "none"),
+    "rounding": ("gptq", "nearest"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,15 @@ class QuantOptions:
     kv : bits of a KV cache entry, 8 or 4.
     head_bits : bits of the last projection, 2 to 8.
     sparsity : "none", "2:16", "4:16" or "8:16": kept weights in every 16 of the layers' matrices.
-    private_masks : each row has its own mask, instead of one for each pair of rows.
     calibrate : "auto" (text sampled from the model), "none", or a file of text.
+    rounding : "gptq" (columns make up for each other's errors) or "nearest". scaling : of channels
+        between matrices, "balance", "awq", "smoothquant" or "none" (see `scaling.py`). pruning :
+        "sparsegpt", "wanda" or "magnitude". Without calibration weights are rounded to the nearest
+        level, pruned by magnitude, and channels are left as they are.
+    masks : "pairs" of rows share a mask, or "rows" have their own.
+    recover : train the quantised model towards the float one: "none", "auto" (on text sampled from
+        the model) or a file of text. recover_steps : optimiser steps. recover_state : file from
+        which an interrupted recovery goes on, or None.
     smooth_k : scale K per pair of channels (and Q inversely) before they are quantised.
     max_length : longest context to prepare for, at most the model's own; None for that.
     seed : of everything that is drawn at random.
@@ -93,8 +107,14 @@ class QuantOptions:
     kv: int = 8
     head_bits: int = 8
     sparsity: str = "none"
-    private_masks: bool = False
     calibrate: str = "auto"
+    rounding: str = "gptq"
+    scaling: str = "balance"
+    pruning: str = "sparsegpt"
+    masks: str = "pairs"
+    recover: str = "none"
+    recover_steps: int = 300
+    recover_state: str | Path | None = None
     smooth_k: bool = True
     max_length: int | None = None
     seed: int = 0
@@ -106,14 +126,22 @@ class QuantOptions:
             raise InputError(f"kv: {self.kv} bits is not 8 or 4")
         if self.head_bits not in WIDTHS:
             raise InputError(f"head bits: {self.head_bits} is not {WIDTHS[0]} to {WIDTHS[-1]}")
-        if self.sparsity not in _SPARSITY:
-            raise InputError(f"sparsity: {self.sparsity!r} is not one of {', '.join(_SPARSITY)}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}"
+                )
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max length: {self.max_length} is not a positive number of tokens")
-        if self.calibrate not in ("auto", "none") and not Path(self.calibrate).is_file():
-            raise InputError(
-                f"calibrate: there is no file {self.calibrate!r}; give auto, none or a text file"
-            )
+        for name, source in (("calibrate", self.calibrate), ("recover", self.recover)):
+            if source not in ("auto", "none") and not Path(source).is_file():
+                raise InputError(
+                    f"{name}: there is no file {source!r}; give auto, none or a text file"
+                )
+        if self.recover_steps < 1:
+            raise InputError(f"recover steps: {self.recover_steps} is not a positive number")
+        if self.recover_state is not None and not Path(self.recover_state).parent.is_dir():
+            raise InputError(f"recover state: {self.recover_state} is in no folder that exists")
 
     @property
     def kept(self) -> int:

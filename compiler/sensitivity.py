@@ -17,6 +17,7 @@ from torch import Tensor
 from flightllm.compiler.block import linear
 from flightllm.compiler.fold import FoldedEnds, FoldedLayer
 from flightllm.compiler.gptq import round_plain
+from flightllm.compiler.prune import Pruning, plain_mask
 from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scheme import group_for
 from flightllm.compiler.streams import Streams, divergence
@@ -36,10 +37,9 @@ def affordable(config: ModelConfig, tokens: int, widths: int) -> bool:
     return runs * 2 * config.parameters * tokens <= WORK
 
 
-def _rounded(weight: Tensor, bits: int, group: int, kept: int, energy: Tensor | None) -> Tensor:
-    made = round_plain(
-        weight, grid_for(bits), group_for(weight.shape[1], group), kept, False, energy
-    )
+def _rounded(weight: Tensor, bits: int, group: int, kept: int, energy: Tensor) -> Tensor:
+    mask = plain_mask(weight, Pruning(kept), energy)
+    made = round_plain(weight, grid_for(bits), group_for(weight.shape[1], group), mask, energy)
     return made.weight()
 
 

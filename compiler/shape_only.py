@@ -61,7 +61,7 @@ def shape_only(config: ModelConfig, options: QuantOptions) -> ModelShape:
         {
             name: _plan(
                 layer[name], columns.get(name, config.dim), scheme.group, options.kept,
-                options.private_masks,
+                options.masks == "rows",
             )
             for name in names
         }

@@ -175,7 +175,7 @@ def weight_noise(
     -----
     All rows are taken to lose the same share, the one measured over the whole matrix.
     """
-    made = round_plain(weight, grid_for(bits), group_for(weight.shape[1], group), 16, False, energy)
+    made = round_plain(weight, grid_for(bits), group_for(weight.shape[1], group), None, energy)
     whole = (weight.square() @ energy).sum().clamp(min=1e-30)
     share = ((weight - made.weight()).square() @ energy).sum() / whole
     rows = (weight * energy.sqrt()).unflatten(0, (config.kv_heads, -1, config.head_dim // 2, 2))
@@ -210,7 +210,7 @@ def _case(q: Tensor, k: Tensor, block: Block, noise: tuple[Tensor, ...] | None) 
         key_cost.flatten(0, 1)[picked],
         query_cost.flatten(1, 2)[:, picked],
         pairs,
-        127 if block.kv_bits == 8 else 7,
+        127 if block.key_bits == 8 else 7,
     )
 
 

@@ -57,13 +57,14 @@ class Streams:
     -------
     x, y : float32 [B, T, dim], the residual stream of the float and of the quantised model.
     exact, rounded : the `Block` of each.
-    valid : bool [B, T], tokens of the text; `fitted` those in the moments, `held` those held out.
+    ids, valid : int64 and bool [B, T], the text and which tokens are of it; `fitted` those in the
+        moments, `held` those held out.
     """
 
     def __init__(
         self, config: ModelConfig, ends: FoldedEnds, calibration: Calibration, kv_bits: int
     ) -> None:
-        ids = calibration.ids
+        ids = self.ids = calibration.ids
         self.exact, self.rounded = (
             Block.of(config, ids.shape[1], kv_bits, quantised) for quantised in (False, True)
         )
@@ -104,31 +105,20 @@ class Streams:
         )
 
     def heads(self, layer: FoldedLayer, h: Tensor, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k (after RoPE) and v of a layer, [B, heads, T, head_dim], from its normed input."""
-        q, k, v = (
-            block.heads(linear(h, layer.weights[name], layer.biases.get(name)), name != "v")
-            for name in ("q", "k", "v")
-        )
-        return q, k, v
+        """See `Block.projected`."""
+        return block.projected(layer, h)
 
     def attention(self, layer: FoldedLayer, h: Tensor, block: Block) -> Tensor:
         """The o projection's input, from the layer's normed input."""
-        return self.by_parts(lambda part: block.attention(*self.heads(layer, part, block)), h)
+        return self.by_parts(lambda part: block.attention(*block.projected(layer, part)), h)
 
     def inner(self, layer: FoldedLayer, h: Tensor, block: Block) -> Tensor:
-        """The down projection's input, from the MLP's normed input."""
-        up = linear(h, layer.weights["up"], layer.biases.get("up"))
-        gate = None
-        if "gate" in layer.weights:
-            gate = linear(h, layer.weights["gate"], layer.biases.get("gate"))
-        return block.activate(up, gate)
+        """See `Block.inner`."""
+        return block.inner(layer, h)
 
     def run(self, layer: FoldedLayer, x: Tensor, block: Block) -> Tensor:
         """A whole layer: the residual stream after it."""
-        attended = self.attention(layer, block.norm(x, layer.attn_norm), block)
-        x = x + linear(attended, layer.weights["o"], layer.biases.get("o"))
-        inner = self.inner(layer, block.norm(x, layer.mlp_norm), block)
-        return x + linear(inner, layer.weights["down"], layer.biases.get("down"))
+        return self.by_parts(lambda part: block.run(layer, part), x)
 
     def inputs(self, layer: FoldedLayer, x: Tensor, block: Block) -> dict[str, Tensor]:
         """Each matrix' input [B, T, K]; matrices that share one share the tensor."""

@@ -96,6 +96,13 @@ def build(
     head_bits: int = 8,
     sparsity: str = "none",
     calibrate: str = "auto",
+    rounding: str = "gptq",
+    scaling: str = "balance",
+    pruning: str = "sparsegpt",
+    masks: str = "pairs",
+    recover: str = "none",
+    recover_steps: int = 300,
+    recover_state: str | Path | None = None,
     max_length: int | None = None,
     lengths: str = "adaptive",
     out: str | Path | None = None,
@@ -108,7 +115,10 @@ def build(
     from flightllm.models.checkpoint import open_checkpoint
 
     clock, config = _Clock(), as_config(board)
-    options = QuantOptions(weights, kv, head_bits, sparsity, calibrate=calibrate)
+    options = QuantOptions(
+        weights, kv, head_bits, sparsity, calibrate, rounding, scaling, pruning, masks,
+        recover, recover_steps, recover_state,
+    )  # fmt: skip
     if lengths not in LENGTHS:
         raise InputError(f"lengths: {lengths!r} is not one of {', '.join(LENGTHS)}")
     folder, texts = (None if path is None else Path(path) for path in (out, dump))
@@ -163,6 +173,10 @@ def compile(model: str | Path, board: Board = "tiny", **options: Any) -> Program
     kv : bits of a KV cache entry, 8 or 4. head_bits : bits of the last projection.
     sparsity : "none", "2:16", "4:16" or "8:16".
     calibrate : "auto" (text sampled from the model itself), "none" or a file.
+    rounding : "gptq" or "nearest". scaling : "balance", "awq", "smoothquant" or "none". pruning :
+        "sparsegpt", "wanda" or "magnitude". masks : "pairs" or "rows".
+    recover : "none", "auto" or a file: train what was quantised towards the float model.
+    recover_steps : optimiser steps. recover_state : file from which an interrupted run goes on.
     max_length : tokens the program must serve; left out, as many as the model and the memory take.
     lengths : "adaptive"; "bucketed" and "unrolled" also size the schemes of others
         (``program.report["instruction_bytes_by_lengths"]``), the program is adaptive still.

@@ -2,7 +2,8 @@
 
 import torch
 
-from flightllm.compiler.compensation import corrected_bias, fit_matrix, prepare, target
+from flightllm.compiler.compensation import Prepared, corrected_bias, fit_matrix, target
+from flightllm.compiler.prune import Pruning
 from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.streams import Moments
 
@@ -36,24 +37,24 @@ def test_target_recovers_the_output() -> None:
     weight, h, g, owed = data()
     for debt in (None, owed):
         wanted = h @ weight.T + (0 if debt is None else debt)
-        goal = target(weight, prepare(moments(h, g, debt)))
+        goal = target(weight, Prepared(moments(h, g, debt)))
         before, after = ((wanted - g @ w.T).norm() for w in (weight, goal))
         assert after < 0.5 * before
 
 
 def test_same_streams_leave_the_matrix() -> None:
     weight, h, _, _ = data()
-    torch.testing.assert_close(target(weight, prepare(moments(h, h, None))), weight)
+    torch.testing.assert_close(target(weight, Prepared(moments(h, h, None))), weight)
 
 
 def test_fit_beats_fitting_without_a_target() -> None:
     weight, h, g, owed = data()
     grid, wanted = grid_for(4), h @ weight.T + owed
-    fitted = fit_matrix(weight, prepare(moments(h, g, owed)), grid, 32)
-    blind = fit_matrix(weight, prepare(moments(g, g, None)), grid, 32)
+    fitted = fit_matrix(weight, Prepared(moments(h, g, owed)), grid, 32)
+    blind = fit_matrix(weight, Prepared(moments(g, g, None)), grid, 32)
     errors = [(wanted - g @ made.weight().T).norm() for made in (fitted, blind)]
     assert errors[0] < 0.7 * errors[1]
-    assert fit_matrix(weight, prepare(moments(h, g, owed)), grid, 32, kept=8).mask is not None
+    assert fit_matrix(weight, Prepared(moments(h, g, owed)), grid, 32, Pruning(8)).mask is not None
 
 
 def test_bias_gives_the_mean() -> None:

@@ -11,6 +11,7 @@ from flightllm.compiler.gptq import (
     round_plain,
     row_errors,
 )
+from flightllm.compiler.prune import Pruning, plain_mask
 from flightllm.compiler.rounding import Grid, grid_for
 
 torch.set_num_threads(1)
@@ -42,8 +43,10 @@ def check_form(made: Rounded, grid: Grid, kept: int) -> None:
 def test_beats_plain_rounding(bits: int, kept: int, columns: int, group: int) -> None:
     weight, hessian = case(9, columns)
     grid, factor = grid_for(bits), factorise(hessian)
-    plain = round_plain(weight, grid, group, kept, importance=hessian.diagonal())
-    made = compensate(weight, factor, grid, group, kept)
+    pruning = Pruning(kept)
+    mask = plain_mask(weight, pruning, hessian.diagonal())
+    plain = round_plain(weight, grid, group, mask, hessian.diagonal())
+    made = compensate(weight, factor, grid, group, pruning)
     better = polish(weight, made, factor.hessian, grid)
     for rounded in (plain, made, better):
         check_form(rounded, grid, kept)
@@ -83,7 +86,7 @@ def test_reordered_columns() -> None:
     loss = row_errors(weight, made, factor.hessian).sum()
     assert loss < 0.9 * row_errors(weight, plain, factor.hessian).sum()
     with pytest.raises(ValueError, match="own order"):
-        compensate(weight, factor, grid, 32, kept=8)
+        compensate(weight, factor, grid, 32, Pruning(8))
 
 
 def test_singular_hessians() -> None:
@@ -99,8 +102,9 @@ def test_singular_hessians() -> None:
 
 def test_pairs_share_their_mask() -> None:
     weight, hessian = case(7, 96)
-    shared = compensate(weight, factorise(hessian), grid_for(4), 32, 8).mask
-    private = compensate(weight, factorise(hessian), grid_for(4), 32, 8, private=True).mask
+    shared = compensate(weight, factorise(hessian), grid_for(4), 32, Pruning(8)).mask
+    alone = Pruning(8, private=True)
+    private = compensate(weight, factorise(hessian), grid_for(4), 32, alone).mask
     assert shared is not None and private is not None
     assert (shared[0:6:2] == shared[1:6:2]).all()
     assert (private[0:6:2] != private[1:6:2]).any()

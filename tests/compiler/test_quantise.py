@@ -77,7 +77,7 @@ def test_calibration_helps() -> None:
         {"weights": "w2g128", "kv": 4},
         {"weights": "w3g64", "head_bits": 4},
         {"sparsity": "8:16"},
-        {"weights": "w2g32", "sparsity": "4:16", "private_masks": True},
+        {"weights": "w2g32", "sparsity": "4:16", "masks": "rows"},
         {"sparsity": "2:16", "smooth_k": False, "max_length": 30},
     ],
 )
@@ -91,7 +91,7 @@ def test_options_reach_the_model(options: dict[str, Any], text: str) -> None:
             assert part is not None
             assert part.weight.bits == scheme.bits
             assert part.weight.kept == chosen.kept
-            assert part.weight.private == chosen.private_masks
+            assert part.weight.private == (chosen.masks == "rows")
             assert (part.weight.table is not None) == (scheme.bits == 2)
             assert part.weight.group == (64 if scheme.group > 32 and part is layer.down else 32)
     head = made.model.head.weight

@@ -14,7 +14,10 @@ from flightllm.cli.app import app
 from flightllm.comparison import Difference
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
-QUANTISATION = ("weights", "kv", "head-bits", "sparsity", "calibrate", "max-length")
+QUANTISATION = (
+    "weights", "kv", "head-bits", "sparsity", "calibrate", "rounding", "scaling", "pruning",
+    "masks", "recover", "recover-steps", "recover-state", "max-length",
+)  # fmt: skip
 
 
 def sections() -> dict[str, str]:

@@ -15,8 +15,15 @@ from flightllm.cli.options import (
     HeadBits,
     Json,
     Kv,
+    Masks,
     MaxLength,
     Model,
+    Pruning,
+    Recover,
+    RecoverState,
+    RecoverSteps,
+    Rounding,
+    Scaling,
     Sparsity,
     Weights,
 )
@@ -38,6 +45,13 @@ def compile_model(
     head_bits: HeadBits = 8,
     sparsity: Sparsity = "none",
     calibrate: Calibrate = "auto",
+    rounding: Rounding = "gptq",
+    scaling: Scaling = "balance",
+    pruning: Pruning = "sparsegpt",
+    masks: Masks = "pairs",
+    recover: Recover = "none",
+    recover_steps: RecoverSteps = 300,
+    recover_state: RecoverState = None,
     max_length: MaxLength = None,
     lengths: Annotated[
         str,
@@ -55,7 +69,9 @@ def compile_model(
     with progress_bar() as progress:
         made = api.build(
             model, board, weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity,
-            calibrate=calibrate, max_length=max_length, lengths=lengths,
+            calibrate=calibrate, rounding=rounding, scaling=scaling, pruning=pruning, masks=masks,
+            recover=recover, recover_steps=recover_steps, recover_state=recover_state,
+            max_length=max_length, lengths=lengths,
             out=out if adaptive else None, dump=dump, progress=progress,
         )  # fmt: skip
     result = _result(made, board, lengths)

@@ -13,9 +13,16 @@ from flightllm.cli.options import (
     HeadBits,
     Json,
     Kv,
+    Masks,
     MaxLength,
     Model,
     On,
+    Pruning,
+    Recover,
+    RecoverState,
+    RecoverSteps,
+    Rounding,
+    Scaling,
     Sparsity,
     Weights,
     read_text,
@@ -44,6 +51,13 @@ def evaluate(
     head_bits: HeadBits = 8,
     sparsity: Sparsity = "none",
     calibrate: Calibrate = "auto",
+    rounding: Rounding = "gptq",
+    scaling: Scaling = "balance",
+    pruning: Pruning = "sparsegpt",
+    masks: Masks = "pairs",
+    recover: Recover = "none",
+    recover_steps: RecoverSteps = 300,
+    recover_state: RecoverState = None,
     max_length: MaxLength = None,
     json: Json = False,
 ) -> None:
@@ -55,7 +69,9 @@ def evaluate(
         result = api.evaluate(
             model, contents, board, text_format=text_format, context=context, on=on,
             weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity, calibrate=calibrate,
-            max_length=max_length, progress=progress,
+            rounding=rounding, scaling=scaling, pruning=pruning, masks=masks, recover=recover,
+            recover_steps=recover_steps, recover_state=recover_state, max_length=max_length,
+            progress=progress,
         ).to_dict()  # fmt: skip
     if json:
         print_json(result)

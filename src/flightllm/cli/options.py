@@ -11,8 +11,9 @@ import typer
 from flightllm.spec.errors import InputError
 
 __all__ = [
-    "Board", "Calibrate", "HeadBits", "Json", "Kv", "MaxLength", "Model", "On", "Program",
-    "Sparsity", "Weights", "read_prompt", "read_text",
+    "Board", "Calibrate", "HeadBits", "Json", "Kv", "Masks", "MaxLength", "Model", "On", "Program",
+    "Pruning", "Recover", "RecoverState", "RecoverSteps", "Rounding", "Scaling", "Sparsity",
+    "Weights", "read_prompt", "read_text",
 ]  # fmt: skip
 
 Model = Annotated[
@@ -41,6 +42,19 @@ HeadBits = Annotated[int, typer.Option(help="Bits of the last projection.")]
 Sparsity = Annotated[str, typer.Option(help="none, 2:16, 4:16 or 8:16.")]
 Calibrate = Annotated[
     str, typer.Option(help="auto (text sampled from the model), none, or a text file.")
+]
+Rounding = Annotated[str, typer.Option(help="gptq or nearest.")]
+Scaling = Annotated[
+    str, typer.Option(help="Channels between matrices: balance, awq, smoothquant or none.")
+]
+Pruning = Annotated[str, typer.Option(help="sparsegpt, wanda or magnitude.")]
+Masks = Annotated[str, typer.Option(help="Who shares a sparse mask: pairs or rows.")]
+Recover = Annotated[
+    str, typer.Option(help="Train what was quantised: none, auto (on sampled text) or a text file.")
+]
+RecoverSteps = Annotated[int, typer.Option(help="Optimiser steps of the recovery.")]
+RecoverState = Annotated[
+    Path | None, typer.Option(help="File from which an interrupted recovery goes on.")
 ]
 MaxLength = Annotated[
     int | None,

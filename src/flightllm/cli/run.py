@@ -16,8 +16,15 @@ from flightllm.cli.options import (
     HeadBits,
     Json,
     Kv,
+    Masks,
     MaxLength,
     On,
+    Pruning,
+    Recover,
+    RecoverState,
+    RecoverSteps,
+    Rounding,
+    Scaling,
     Sparsity,
     Weights,
     read_prompt,
@@ -70,6 +77,13 @@ def run(
     head_bits: HeadBits = 8,
     sparsity: Sparsity = "none",
     calibrate: Calibrate = "auto",
+    rounding: Rounding = "gptq",
+    scaling: Scaling = "balance",
+    pruning: Pruning = "sparsegpt",
+    masks: Masks = "pairs",
+    recover: Recover = "none",
+    recover_steps: RecoverSteps = 300,
+    recover_state: RecoverState = None,
     max_length: MaxLength = None,
     json: Json = False,
 ) -> None:
@@ -84,7 +98,9 @@ def run(
         with progress_bar() as progress:
             made = api.build(
                 model, board or "tiny", weights=weights, kv=kv, head_bits=head_bits,
-                sparsity=sparsity, calibrate=calibrate, max_length=max_length, progress=progress,
+                sparsity=sparsity, calibrate=calibrate, rounding=rounding, scaling=scaling,
+                pruning=pruning, masks=masks, recover=recover, recover_steps=recover_steps,
+                recover_state=recover_state, max_length=max_length, progress=progress,
             )  # fmt: skip
         program, tokenizer = made.program, made.tokenizer
     built = time.perf_counter() - begin
