@@ -1,14 +1,16 @@
 """The ladder of passes: what each one changes, on the calibration text that is held out.
 
 Beside the two streams of calibration a few texts go through the model as it stands after each pass:
-in float, with INT8 vectors, with its channels scaled, with K smoothed, pruned, and rounded. Each
-step's perplexity and residual errors tell what its pass costs, or wins.
+in float, with INT8 vectors, with V and then K in 4 bits where the cache has them, with its channels
+scaled, with K smoothed, pruned, and rounded. Each step's perplexity and residual errors tell what
+its pass costs, or wins.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,7 +53,13 @@ class Ladder:
     def __init__(self, streams: Streams) -> None:
         held = streams.held.any(1)
         self._ids, self._valid = streams.ids[held], streams.held[held]
-        self._exact, self._rounded = streams.exact, streams.rounded
+        rounded = streams.rounded
+        self._rounded = rounded
+        self._special = {
+            FLOAT: streams.exact,
+            "vectors": replace(rounded, key_bits=8, value_bits=8),
+            "values": replace(rounded, key_bits=8),
+        }
         self._start = {True: streams.x[held], False: streams.y[held]}
         self._x: dict[str, Tensor] = {}
         self.errors: dict[str, list[float]] = {}
@@ -60,11 +68,13 @@ class Ladder:
         """Take every step's stream through its version of the next layer.
 
         The steps, in the order of the passes, are the same at each layer; `FLOAT` is the first.
+        "vectors" has a cache of 8 bits, "values" one with the stream's bits for V alone, and all
+        that follow have the stream's.
         """
         for name, layer in layers.items():
             exact = name == FLOAT
             x = self._x.get(name, self._start[exact])
-            self._x[name] = (self._exact if exact else self._rounded).run(layer, x)
+            self._x[name] = self._special.get(name, self._rounded).run(layer, x)
             miss = (self._x[name] - self._x[FLOAT])[self._valid].norm()
             size = self._x[FLOAT][self._valid].norm().clamp(min=1e-20)
             self.errors.setdefault(name, []).append(float(miss / size))
@@ -73,6 +83,6 @@ class Ladder:
         """Perplexity of each step, with the norm and the head that it has."""
         found = {}
         for name, part in ends.items():
-            block = self._exact if name == FLOAT else self._rounded
+            block = self._special.get(name, self._rounded)
             found[name] = perplexity(block.logits(self._x[name], part), self._ids, self._valid)
         return found

@@ -39,7 +39,8 @@ class PassReport:
 
     Members
     -------
-    name : "vectors", "scale", "smooth k", "prune", "round" or "recover". method : how, "awq".
+    name : "vectors", "values", "keys", "scale", "smooth k", "prune", "round" or "recover".
+    method : how, "awq".
     bits : stored bits a weight after it, all matrices together. bytes : of all matrices.
     errors : relative error of the residual stream after each layer, empty without calibration.
     before, after : perplexity, None without calibration.

@@ -299,7 +299,8 @@ class _Build:
             self._through(self.streams, layer, run)
         if self.ladder is not None:
             del eased[""]
-            steps = {FLOAT: original, "vectors": original, **eased}
+            plain = ("vectors",) if self.options.kv == 8 else ("vectors", "values", "keys")
+            steps = {FLOAT: original, **dict.fromkeys(plain, original), **eased}
             if self.pruned:
                 steps["prune"] = layer.with_weights(self.pruned, {})
             self.ladder.step({**steps, "round": _with(layer, done)})
@@ -375,7 +376,9 @@ class _Build:
         options, matrices, ladder = self.options, self.report.matrices, self.ladder
         fixed = self.scheme is None
         methods = {
-            "vectors": f"INT8, KV {options.kv}",
+            "vectors": "INT8",
+            "values": "V in 4 bits",
+            "keys": "K in 4 bits",
             "scale": options.scaling,
             "smooth k": "scale" if fixed else "turn and scale",
             "prune": f"{options.pruning} {options.sparsity}, masks by {options.masks}",
@@ -392,7 +395,7 @@ class _Build:
             made = torch.from_numpy(head.weight.dequantised())
             bias = None if head.bias is None else torch.from_numpy(head.bias)
             last = replace(self.ends, head=made, head_bias=bias)
-            ends = {"vectors": original, FLOAT: original, "round": last}
+            ends = dict.fromkeys((FLOAT, "vectors", "values", "keys"), original) | {"round": last}
             found = ladder.finish({name: ends.get(name, self.ends) for name in errors})
             methods = {name: methods[name] for name in errors if name != FLOAT}
         weights = sum(m.rows * m.columns for m in matrices)

@@ -107,6 +107,7 @@ def build(
     lengths: str = "adaptive",
     out: str | Path | None = None,
     dump: str | Path | None = None,
+    report: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compilation:
     """`compile`, giving also the checkpoint, the tokeniser, the quantised model and the times."""
@@ -124,6 +125,10 @@ def build(
     folder, texts = (None if path is None else Path(path) for path in (out, dump))
     if folder is not None:
         _check_destination(folder)
+    if report is not None:
+        from flightllm.compiler.report_page import check_target
+
+        check_target(report)
     checkpoint = open_checkpoint(model)
     tokenizer = tokenizer_of(checkpoint)
     facts, shape_only = checkpoint.config, checkpoint.shape_only
@@ -145,6 +150,8 @@ def build(
     if folder is not None:
         _save(program, checkpoint, folder, progress)
         clock.note("save")
+    if report is not None:
+        write_report(report, checkpoint, quantised)
     return Compilation(program, checkpoint, tokenizer, quantised, clock.seconds)
 
 
@@ -158,6 +165,29 @@ def _quantised(
         dump.mkdir(parents=True, exist_ok=True)
         (dump / "2-quantise-report.txt").write_text(str(made.report), encoding="utf-8")
     return made
+
+
+def write_report(
+    path: str | Path, checkpoint: Checkpoint, quantised: Quantised | None,
+    perplexity: float | None = None, float_perplexity: float | None = None,
+) -> None:  # fmt: skip
+    """Write the report of one compression; see `flightllm.compiler.report_page.write_report`.
+
+    Raises
+    ------
+    InputError
+        For a shape without weights.
+    """
+    from flightllm.compiler import report_page
+    from flightllm.compiler.pictures import Run
+
+    if quantised is None:
+        raise InputError(f"report: {checkpoint.source} is a shape without weights, so none is made")
+    run = Run(
+        report_page.label(quantised.report), quantised.report, quantised.model,
+        perplexity, float_perplexity,
+    )  # fmt: skip
+    report_page.write_report(path, f"Compression of {checkpoint.config.name}", [run])
 
 
 def compile(model: str | Path, board: Board = "tiny", **options: Any) -> Program:
@@ -181,6 +211,7 @@ def compile(model: str | Path, board: Board = "tiny", **options: Any) -> Program
     lengths : "adaptive"; "bucketed" and "unrolled" also size the schemes of others
         (``program.report["instruction_bytes_by_lengths"]``), the program is adaptive still.
     out : folder to write, which appears whole or not at all. dump : folder for each stage as text.
+    report : an .html file, or a folder, for pictures and tables of what compression did.
     progress : see `Progress`.
 
     Raises

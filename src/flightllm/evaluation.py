@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.api import Board, Progress, build, load
+from flightllm.api import Board, Progress, build, load, write_report
 from flightllm.runtime.likelihood import Likelihood, split_text
 from flightllm.runtime.likelihood import evaluate as execute
 from flightllm.spec.errors import InputError
@@ -59,6 +59,7 @@ def evaluate(
     text_format: str | None = None,
     context: int | None = None,
     on: str = "functional",
+    report: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -70,13 +71,18 @@ def evaluate(
     text : the text itself.
     text_format : "documents" or "continuous"; see `flightllm.runtime.likelihood.split_text`.
     context : tokens scored together; left out, 1024 or as many as model and program take.
-    on : the executor. options : quantisation, as for `flightllm.compile`.
+    on : the executor. report : as for `flightllm.compile`, with the scores.
+    options : quantisation, as for `flightllm.compile`.
 
     Raises
     ------
     InputError
         For a model without weights or tokeniser, a text too short, or a context too long.
     """
+    if report is not None:
+        from flightllm.compiler.report_page import check_target
+
+        check_target(report)
     made = build(model, board, progress=progress, **options)
     if made.quantised is None:
         raise InputError(f"{made.checkpoint.source} is a shape without weights: nothing to score")
@@ -97,6 +103,10 @@ def evaluate(
     with load(made.program, on, tokenizer=made.tokenizer) as loaded:
         executed = execute(loaded.session, sequences, tell("executed"))
         name = loaded.session.device.name
+    if report is not None:
+        write_report(
+            report, made.checkpoint, made.quantised, executed.perplexity, exact.perplexity
+        )
     return Evaluation(
         exact.perplexity, quantised.perplexity, executed.perplexity, total,
         executed.agreement(exact), len(sequences), width, name,

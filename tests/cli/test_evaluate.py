@@ -36,9 +36,22 @@ def test_text_output(cli, model: Path, text: Path) -> None:
     assert done.code == 0 and "ppl_executed" in done.out
 
 
+def test_report_states_the_executed_perplexity(
+    cli, model: Path, text: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    options = ("--calibrate", "none", "--report", page, "--json")
+    done = cli("eval", model, "--text", text, *options)
+    assert done.code == 0, done.err
+    assert f"evaluated text: {done.json['ppl_executed']:.4f}" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--report", "no/such/folder/r.html"), "is in no folder that exists"),
+        (("--rounding", "up"), "rounding: 'up' is not one of gptq, nearest"),
+        (("--recover", "gone.txt"), "recover: there is no file 'gone.txt'"),
         (("--context", "65"), "context: 65 exceeds the program's maximum length of 64"),
         (("--context", "1"), "leave nothing to predict"),
         (("--text-format", "lines"), "'lines' is neither"),

@@ -64,6 +64,44 @@ def test_families_at_8_bits(name: str) -> None:
     assert made.model.max_length == 64 and made.model.window == checkpoint.config.window
 
 
+def test_passes_are_reported() -> None:
+    checkpoint = random_checkpoint("llama")
+    made = run(checkpoint, weights="w4g32", sparsity="8:16", masks="rows")
+    passes = {p.name: p for p in made.report.passes}
+    assert list(passes) == ["vectors", "scale", "smooth k", "prune", "round"]
+    assert passes["scale"].method == "balance"
+    assert passes["prune"].method == "sparsegpt 8:16, masks by rows"
+    assert all(len(p.errors) == 2 and p.before and p.after for p in passes.values())
+    assert passes["vectors"].bits == 16 > passes["prune"].bits > passes["round"].bits
+    assert passes["round"].bits == pytest.approx(made.report.average_weight_bits)
+    assert passes["round"].errors == pytest.approx(made.report.residual_errors, rel=1e-3)
+    assert "pass prune (sparsegpt 8:16, masks by rows)" in str(made.report)
+    plain = run(checkpoint, sparsity="8:16", calibrate="none").report.passes
+    assert [(p.name, p.before) for p in plain] == [("prune", None), ("round", None)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rounding": "nearest"},
+        {"scaling": "awq"},
+        {"scaling": "smoothquant", "kv": 4},
+        {"scaling": "none"},
+        {"pruning": "wanda", "sparsity": "8:16"},
+        {"pruning": "magnitude", "sparsity": "4:16", "rounding": "nearest"},
+    ],
+)
+def test_methods_reach_the_model(options: dict[str, Any]) -> None:
+    """Each is another model than the default's, and runs."""
+    checkpoint = random_checkpoint("llama")
+    base = {name: value for name, value in options.items() if name in ("sparsity", "kv")}
+    first = run(checkpoint, weights="w4g32", **base)
+    made = run(checkpoint, weights="w4g32", **options)
+    assert (made.model.layers[1].up.weight.levels != first.model.layers[1].up.weight.levels).any()
+    assert ("scale" in {p.name for p in made.report.passes}) == (options.get("scaling") != "none")
+    assert np.isfinite(IntegerModel(made.model).forward([1, 5, 7])).all()
+
+
 def test_calibration_helps() -> None:
     checkpoint = random_checkpoint("llama")
     plain, made = (run(checkpoint, weights="w4g32", calibrate=c) for c in ("none", "auto"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from flightllm.cli.options import (
     Recover,
     RecoverState,
     RecoverSteps,
+    Report,
     Rounding,
     Scaling,
     Sparsity,
@@ -58,6 +60,7 @@ def compile_model(
         typer.Option(help="adaptive; bucketed and unrolled are sized, but nothing is written."),
     ] = "adaptive",
     dump: Annotated[Path | None, typer.Option(help="Folder for each stage as text.")] = None,
+    report: Report = None,
     json: Json = False,
 ) -> None:
     """Compile a model: instructions, memory image, manifest with digests."""
@@ -72,7 +75,8 @@ def compile_model(
             calibrate=calibrate, rounding=rounding, scaling=scaling, pruning=pruning, masks=masks,
             recover=recover, recover_steps=recover_steps, recover_state=recover_state,
             max_length=max_length, lengths=lengths,
-            out=out if adaptive else None, dump=dump, progress=progress,
+            out=out if adaptive else None, dump=dump, report=report,
+            progress=progress,
         )  # fmt: skip
     result = _result(made, board, lengths)
     if not adaptive:
@@ -87,7 +91,10 @@ def compile_model(
     if json:
         print_json(result)
     else:
-        facts({name: value for name, value in result.items() if name not in ("notes", "seconds")})
+        hidden = ("notes", "seconds", "passes")
+        facts({name: value for name, value in result.items() if name not in hidden})
+        for done in [] if made.quantised is None else made.quantised.report.passes:
+            print(done)
 
 
 def _result(made: Compilation, board: str, lengths: str) -> dict[str, Any]:
@@ -114,5 +121,8 @@ def _result(made: Compilation, board: str, lengths: str) -> dict[str, Any]:
         "config_digest": program.config.digest,
         "folder": None if program.folder is None else str(program.folder),
         "seconds": made.seconds,
+        "passes": []
+        if made.quantised is None
+        else [asdict(done) for done in made.quantised.report.passes],
         "notes": [] if made.quantised is None else made.quantised.report.notes,
     }

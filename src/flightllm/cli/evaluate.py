@@ -21,6 +21,7 @@ from flightllm.cli.options import (
     Recover,
     RecoverState,
     RecoverSteps,
+    Report,
     Rounding,
     Scaling,
     Sparsity,
@@ -59,6 +60,7 @@ def evaluate(
     recover_steps: RecoverSteps = 300,
     recover_state: RecoverState = None,
     max_length: MaxLength = None,
+    report: Report = None,
     json: Json = False,
 ) -> None:
     """Score a model on a text: float, quantised in torch, executed."""
@@ -71,7 +73,7 @@ def evaluate(
             weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity, calibrate=calibrate,
             rounding=rounding, scaling=scaling, pruning=pruning, masks=masks, recover=recover,
             recover_steps=recover_steps, recover_state=recover_state, max_length=max_length,
-            progress=progress,
+            report=report, progress=progress,
         ).to_dict()  # fmt: skip
     if json:
         print_json(result)

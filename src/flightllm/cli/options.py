@@ -12,8 +12,8 @@ from flightllm.spec.errors import InputError
 
 __all__ = [
     "Board", "Calibrate", "HeadBits", "Json", "Kv", "Masks", "MaxLength", "Model", "On", "Program",
-    "Pruning", "Recover", "RecoverState", "RecoverSteps", "Rounding", "Scaling", "Sparsity",
-    "Weights", "read_prompt", "read_text",
+    "Pruning", "Recover", "RecoverState", "RecoverSteps", "Report", "Rounding", "Scaling",
+    "Sparsity", "Weights", "read_prompt", "read_text",
 ]  # fmt: skip
 
 Model = Annotated[
@@ -55,6 +55,10 @@ Recover = Annotated[
 RecoverSteps = Annotated[int, typer.Option(help="Optimiser steps of the recovery.")]
 RecoverState = Annotated[
     Path | None, typer.Option(help="File from which an interrupted recovery goes on.")
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(help="An .html file, or a folder, for pictures and tables of the compression."),
 ]
 MaxLength = Annotated[
     int | None,
