@@ -30,7 +30,7 @@ class _Straight(torch.autograd.Function):
         return rounded.view_as(rounded)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -38,7 +38,7 @@ def straight(exact: Tensor, rounded: Tensor) -> Tensor:
     """`rounded`, with the gradient that `exact` has."""
     if not exact.requires_grad:
         return rounded
-    made: Tensor = _Straight.apply(exact, rounded.detach())
+    made: Tensor = _Straight.apply(exact, rounded.detach())  # type: ignore[no-untyped-call]
     return made
 
 
@@ -69,6 +69,8 @@ class Block:
     quantised : whether vectors are quantised where the device does it.
     key_bits, value_bits : of the KV cache, 8 or 4 each (a device has one width for both).
     cos, sin : float32 [length, head_dim // 2], or None without RoPE.
+    kept : bool [heads, length, length], which keys block-sparse attention keeps for each query, or
+        None: all.
     """
 
     config: ModelConfig
@@ -77,6 +79,7 @@ class Block:
     value_bits: int
     cos: Tensor | None
     sin: Tensor | None
+    kept: Tensor | None = None
 
     @classmethod
     def of(cls, config: ModelConfig, length: int, kv_bits: int, quantised: bool) -> Block:
@@ -105,10 +108,12 @@ class Block:
         return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
 
     def seen(self, tokens: int) -> Tensor:
-        """Which tokens each attends to, bool [T, T]."""
+        """Which tokens each attends to, bool [T, T]; [heads, T, T] with `kept`."""
         distance = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
         mask = distance >= 0
-        return mask if self.config.window is None else mask & (distance < self.config.window)
+        if self.config.window is not None:
+            mask = mask & (distance < self.config.window)
+        return mask if self.kept is None else mask & self.kept[:, :tokens, :tokens]
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention as the o projection's input [B, T, heads * head_dim].

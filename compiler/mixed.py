@@ -23,6 +23,7 @@ __all__ = [
     "candidate_widths",
     "matrix_sizes",
     "mixed_widths_for_shapes",
+    "solve_choices",
     "solve_widths",
 ]
 
@@ -85,6 +86,38 @@ def mixed_widths_for_shapes(config: ModelConfig, bits: float) -> Widths:
     return by_layer(widths)
 
 
+def solve_choices(
+    losses: NDArray[np.float64], costs: NDArray[np.float64], budget: float
+) -> NDArray[np.int64]:
+    """One choice for each item, of least total loss under a budget: an integer program.
+
+    Parameters
+    ----------
+    losses, costs : [items, choices]. budget : what the costs of the choices may sum to.
+
+    Returns
+    -------
+    [items], indices of choices; empty when no combination keeps the budget.
+    """
+    from scipy.optimize import LinearConstraint, milp
+
+    count, choices = losses.shape
+    answer = milp(
+        (losses / max(float(losses.max()), 1e-300)).reshape(-1),
+        integrality=np.ones(count * choices),
+        bounds=(0, 1),
+        constraints=[
+            LinearConstraint(costs.reshape(1, -1), ub=budget),
+            LinearConstraint(np.kron(np.eye(count), np.ones(choices)), lb=1, ub=1),
+        ],
+        options={"time_limit": 20.0, "mip_rel_gap": 1e-6},
+    )
+    if answer.x is None:
+        return np.zeros(0, np.int64)
+    picked: NDArray[np.int64] = answer.x.reshape(count, choices).argmax(1)
+    return picked
+
+
 def solve_widths(
     losses: NDArray[np.float64], sizes: Sequence[int], widths: Sequence[int], bits: float
 ) -> list[int]:
@@ -99,25 +132,11 @@ def solve_widths(
     ------
     InputError : when even the narrowest widths exceed it.
     """
-    from scipy.optimize import LinearConstraint, milp
-
-    count, choices = losses.shape
     weight = np.asarray(sizes, np.float64) / np.sum(sizes)
-    spent = (weight[:, None] * np.asarray(widths, np.float64)).reshape(1, -1)
-    one_each = np.kron(np.eye(count), np.ones(choices))
+    spent = weight[:, None] * np.asarray(widths, np.float64)
     # More bits may measure slightly worse by chance; they are never taken to be.
     clean = np.maximum.accumulate(losses[:, ::-1], axis=1)[:, ::-1]
-    answer = milp(
-        (clean / max(float(clean.max()), 1e-300)).reshape(-1),
-        integrality=np.ones(count * choices),
-        bounds=(0, 1),
-        constraints=[
-            LinearConstraint(spent, ub=bits + 1e-9),
-            LinearConstraint(one_each, lb=1, ub=1),
-        ],
-        options={"time_limit": 20.0, "mip_rel_gap": 1e-6},
-    )
-    if answer.x is None:
+    picked = solve_choices(clean, spent, bits + 1e-9)
+    if not picked.size:
         raise InputError(f"weights: no mixture of widths {tuple(widths)} averages {bits:g} bits")
-    picked = answer.x.reshape(count, choices).argmax(1)
     return [widths[i] for i in picked]

@@ -31,7 +31,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 SAMPLED = 1 << 18
 """Weights of a matrix' kind that a histogram counts."""
 BINS = 81
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "flightllm", "font.size": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
 }  # fmt: skip
@@ -73,6 +73,13 @@ def _line(axes: Axes, name: str, x: Sequence[float], y: Sequence[float], index: 
     line.set_gid(f"line {name}")
 
 
+def _whole(axes: Axes) -> None:
+    """Marks at whole numbers only: the axis counts layers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def _by_kind(
     report: QuantReport, value: Callable[[MatrixReport], float]
 ) -> Mapping[str, list[float]]:
@@ -101,7 +108,7 @@ def error_per_layer(runs: Sequence[Run]) -> Figure:
     for axes in (left, right):
         axes.set_xlabel("layer")
         axes.set_ylabel("relative error")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _whole(axes)
         if axes.lines:
             axes.set_yscale("log")
             axes.legend(fontsize=7, ncols=2)
@@ -132,7 +139,7 @@ def bits_per_layer(runs: Sequence[Run]) -> Figure:
     axes.set_xlabel("layer")
     axes.set_ylabel("stored bits a weight")
     axes.set_title("bits of each layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole(axes)
     axes.legend(fontsize=7)
     return figure
 

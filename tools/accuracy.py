@@ -1,13 +1,16 @@
 """The page docs/accuracy.md: what each weight scheme costs, measured by `flightllm.evaluate`.
 
 Run as ``python tools/accuracy.py`` (``make accuracy``). It calibrates once for each row, which
-takes minutes, so `make check` does not repeat it. The page carries the digest of the demo model
-that was measured, and a test fails when the repository holds another one.
+takes minutes, so `make check` does not repeat it. Each row is kept in ``out/accuracy.json`` and the
+page written anew, so that an interrupted run goes on where it stopped; ``--again`` measures all of
+them anew. The page carries the digest of the demo model that was measured, and a test fails when
+the repository holds another one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +28,33 @@ __all__ = ["ROWS", "Subject", "digest", "main", "page", "section", "subjects"]
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 
+FOUND = Path(__file__).resolve().parent.parent / "out" / "accuracy.json"
+"""Rows measured so far: an interrupted run goes on with the next one."""
+
 # Row -> options of `flightllm.evaluate`.
 ROWS: dict[str, dict[str, Any]] = {
     "w8g32": {"weights": "w8g32"},
-    "w8g32, KV 4": {"weights": "w8g32", "kv": 4},
     "w4g32": {"weights": "w4g32"},
     "w4g32, not calibrated": {"weights": "w4g32", "calibrate": "none"},
     "w3.5g32": {"weights": "w3.5g32"},
+    "w3g32": {"weights": "w3g32"},
+    "w3g32, not calibrated": {"weights": "w3g32", "calibrate": "none"},
     "w2g32": {"weights": "w2g32"},
-}
+    "w8g32, KV 4": {"weights": "w8g32", "kv": 4},
+    "w8g32, KV 4, recovered": {"weights": "w8g32", "kv": 4, "recover": "auto"},
+    "w8g32, 8:16 by magnitude": {"weights": "w8g32", "sparsity": "8:16", "calibrate": "none"},
+    "w8g32, 8:16": {"weights": "w8g32", "sparsity": "8:16"},
+    "w8g32, 8:16 by rows, magnitude": {
+        "weights": "w8g32", "sparsity": "8:16", "masks": "rows", "calibrate": "none",
+    },
+    "w8g32, 8:16 by rows": {"weights": "w8g32", "sparsity": "8:16", "masks": "rows"},
+    "w4g32, 8:16 by magnitude": {"weights": "w4g32", "sparsity": "8:16", "calibrate": "none"},
+    "w4g32, 8:16": {"weights": "w4g32", "sparsity": "8:16"},
+    "w4g32, 8:16 by magnitude, recovered": {
+        "weights": "w4g32", "sparsity": "8:16", "calibrate": "none", "recover": "auto",
+    },
+    "w4g32, 8:16, recovered": {"weights": "w4g32", "sparsity": "8:16", "recover": "auto"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,27 +140,55 @@ What quantisation costs in perplexity, for each weight scheme. Measured by `make
 demo model of digest `{digest()}`.
 
 Activations are INT8. The last projection has 8 bits, and so has the KV cache where the row does not
-say otherwise. Calibration text is sampled from the model itself, never the text under evaluation.
-"in torch" says whether the reference in torch gives the same perplexity as the executed program, to
-the last digit.
+say otherwise. Masks are shared by pairs of rows, except "by rows". "by magnitude" is not
+calibrated; "recovered" is trained for 300 steps. Text to calibrate and to train on is sampled from
+the model itself, never the text under evaluation. [Compression](compression.md) explains the
+methods. "in torch" says whether the reference in torch gives the same perplexity as the executed
+program, to the last digit.
 
 {chr(10).join(sections)}"""
 
 
-def main(tell: Callable[[str], object] = print) -> int:
-    """Measure every row of every subject, then write the page."""
+def _found(again: bool) -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs with this demo model, by subject and name."""
+    if again or not FOUND.is_file():
+        return {}
+    stored = json.loads(FOUND.read_text(encoding="utf-8"))
+    return dict(stored["rows"]) if stored["digest"] == digest() else {}
+
+
+def _write(chosen: Sequence[Subject], rows: Mapping[str, dict[str, Any]]) -> None:
+    """Store the rows, and the page with those that there are, in their order."""
+    FOUND.parent.mkdir(exist_ok=True)
+    FOUND.write_text(json.dumps({"digest": digest(), "rows": rows}, indent=1), encoding="utf-8")
     sections = []
-    for subject in subjects():
-        scores: dict[str, Evaluation] = {}
-        for name, options in ROWS.items():
-            scores[name] = flightllm.evaluate(
-                subject.model, subject.text, text_format=subject.text_format, **options
-            )
-            tell(f"{subject.title}, {name}: {scores[name].ppl_executed:.4f}")
-        sections.append(section(subject, scores))
+    for subject in chosen:
+        scores = {
+            name: Evaluation(**rows[f"{subject.title}: {name}"])
+            for name in ROWS
+            if f"{subject.title}: {name}" in rows
+        }
+        if scores:
+            sections.append(section(subject, scores))
     PAGE.write_text(page(sections), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] = (), tell: Callable[[str], object] = print) -> int:
+    """Measure every row of every subject that is not there yet."""
+    rows, chosen = _found("--again" in arguments), subjects()
+    for subject in chosen:
+        for name, options in ROWS.items():
+            key = f"{subject.title}: {name}"
+            if key not in rows:
+                score = flightllm.evaluate(
+                    subject.model, subject.text, text_format=subject.text_format, **options
+                )
+                rows[key] = score.to_dict()
+                _write(chosen, rows)
+            tell(f"{key}: {rows[key]['ppl_executed']:.4f}")
+    _write(chosen, rows)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -24,6 +24,7 @@ READING_ORDER = (
     "registers",
     "hardware",
     "lengths",
+    "compression",
     "accuracy",
 )
 HEADINGS = {"adr": "Decisions"}

@@ -41,13 +41,36 @@ def test_main_measures_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(flightllm, "evaluate", evaluate)
     monkeypatch.setattr(accuracy, "subjects", lambda: [subject])
     monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
-    assert accuracy.main(lambda text: None) == 0
+    monkeypatch.setattr(accuracy, "FOUND", tmp_path / "out" / "accuracy.json")
+    assert accuracy.main([], lambda text: None) == 0
     assert [options for _, _, options in seen] == [
         {"text_format": "continuous", **options} for options in accuracy.ROWS.values()
     ]
     text = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
     assert text.startswith("# Accuracy\n\n") and accuracy.digest() in text
     assert all(f"| {name} | 11.0000 |" in text for name in accuracy.ROWS)
+    # A second run measures nothing; one with --again, or with another demo model, everything.
+    count = len(seen)
+    assert accuracy.main([], lambda text: None) == 0 and len(seen) == count
+    assert accuracy.main(["--again"], lambda text: None) == 0 and len(seen) == 2 * count
+    monkeypatch.setattr(accuracy, "digest", lambda: "another")
+    assert accuracy.main([], lambda text: None) == 0 and len(seen) == 3 * count
+
+
+def test_an_interrupted_run_leaves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter([score(11.0), score(12.0)])
+    subject = accuracy.Subject("M", "m", "text", "continuous", "a text")
+    monkeypatch.setattr(flightllm, "evaluate", lambda *args, **options: next(calls))
+    monkeypatch.setattr(accuracy, "subjects", lambda: [subject])
+    monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
+    monkeypatch.setattr(accuracy, "FOUND", tmp_path / "out" / "accuracy.json")
+    with pytest.raises(StopIteration):
+        accuracy.main([], lambda text: None)
+    text = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
+    assert "| w8g32 | 11.0000 |" in text and "| w4g32 | 12.0000 |" in text
+    assert text.count(" | equal | ") == 2
 
 
 def test_demo_is_scored_on_what_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
