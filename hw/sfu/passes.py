@@ -72,7 +72,8 @@ class Pass(wiring.Component):
     kind : In(PassKind). x, y : In, F addresses of the operands. dst : In, F or A address.
     n : In, elements. pad : In, elements to write, n or more (quantised passes).
     unit_y : In, y is 1 (quant and stat without gain). turn : In, rope rotates; z is then the
-    address of the sines. low, high : In, soft and scan: first and last valid element (signed).
+    address of the sines. half : In, of the local buffer (rope, levels), which holds two heads.
+    low, high : In, soft and scan: first and last valid element (signed).
     sums : In, stat writes its block sums to F from `dst` on. way : In, soft's first way.
     inverse, factor, narrow : In, as in `Lane`.
     read_x, read_y, f_write, a_write : ports. amax : Out, largest magnitude of the results;
@@ -90,7 +91,7 @@ class Pass(wiring.Component):
                 "start": In(1),
                 "kind": In(PassKind),
                 **dict.fromkeys(words, In(32)),
-                **dict.fromkeys(("unit_y", "turn", "sums", "narrow"), In(1)),
+                **dict.fromkeys(("unit_y", "turn", "sums", "narrow", "half"), In(1)),
                 "way": In(4),
                 "low": In(signed(32)),
                 "high": In(signed(32)),
@@ -109,9 +110,10 @@ class Pass(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        tag = data.StructLayout(
-            {"valid": 1, "last": 1, "keep": self.lanes, "count": range(self.lanes + 1), "dst": 32}
-        )
+        tag = data.StructLayout({
+            "valid": 1, "last": 1, "keep": self.lanes, "count": range(self.lanes + 1), "dst": 32,
+            "kind": PassKind,
+        })  # fmt: skip
         issued = Signal(tag)
         self._issue(m, issued)
         x, y, z = self._operands(m, issued)
@@ -149,6 +151,7 @@ class Pass(wiring.Component):
             issued.last.eq(left <= self.lanes),
             issued.count.eq(Mux(left <= self.lanes, left, self.lanes)),
             issued.dst.eq(self.dst + place),
+            issued.kind.eq(self.kind),
         ]
         with m.If(rope):
             m.d.comb += self.read_y.addr.eq(Mux(second, self.z, self.y) + (place >> 1))
@@ -166,12 +169,7 @@ class Pass(wiring.Component):
                 ),
             ]
         drain = Signal(8)
-        tree = 4 * self.latencies.add
-        lengths = Array(
-            READ_LATENCY + 4
-            + max(self.latencies.result[mode], self.latencies.summand.get(mode, 0) + tree)
-            for mode in (_MODES[kind] for kind in PassKind)
-        )  # fmt: skip
+        lengths = Array(map(self._drain, PassKind))
         padded = _one_of(self.kind, _LEVEL_OUT)
         with m.If(self.start):
             m.d.sync += [
@@ -191,6 +189,16 @@ class Pass(wiring.Component):
             with m.If(drain == 0):
                 m.d.sync += active.eq(0)
                 m.d.comb += self.done.eq(1)
+
+    def _drain(self, kind: PassKind) -> int:
+        """Cycles behind the last request until the last result is in its place."""
+        mode, tree = _MODES[kind], 4 * self.latencies.add
+        if kind == PassKind.SCAN:
+            return READ_LATENCY + 2
+        last = self.latencies.result[mode]
+        if mode in self.latencies.summand:
+            last = max(last, self.latencies.summand[mode] + tree)
+        return READ_LATENCY + 1 + last
 
     # ---------------------------------------------------------------------------- lanes
 
@@ -247,6 +255,9 @@ class Pass(wiring.Component):
         ago = Array(READ_LATENCY + cycles.get(_MODES[kind], 2) for kind in PassKind)
         there = Signal(tag, name=f"{name}_tag")
         m.d.comb += [past.i.eq(issued), past.ago.eq(ago[self.kind]), there.eq(past.o)]
+        # A longer look back may find the pass before.
+        with m.If(data.View(tag, past.o).kind != self.kind):
+            m.d.comb += there.valid.eq(0)
         return there
 
     # ---------------------------------------------------------------------------- local buffer
@@ -255,25 +266,26 @@ class Pass(wiring.Component):
         """Heads between rope and their quantisation; read as late as F."""
         depth = HEAD // self.lanes
         m.submodules.local = self._local = local = Memory(
-            shape=32 * self.lanes, depth=depth, init=[]
+            shape=32 * self.lanes, depth=2 * depth, init=[]
         )
-        read, place = local.read_port(), Signal(range(depth + 1))
+        read, place = local.read_port(), Signal(range(depth))
         with m.If(self.start):
             m.d.sync += place.eq(0)
         with m.Elif(issued.valid):
             m.d.sync += place.eq(place + 1)
-        m.d.comb += [read.addr.eq(place), read.en.eq(1)]
+        m.d.comb += [read.addr.eq(Cat(place, self.half)), read.en.eq(1)]
         return delay(m, Const(1), read.data, READ_LATENCY - 1, "local_data")
 
     def _local_write(self, m: Module, lanes: list[Lane], result: Any) -> None:
-        write, place = self._local.write_port(), Signal(range(HEAD // self.lanes + 1))
+        write, place = self._local.write_port(), Signal(range(HEAD // self.lanes))
         ours = result.valid & (self.kind == PassKind.ROPE)
         with m.If(self.start):
             m.d.sync += place.eq(0)
         with m.Elif(ours):
             m.d.sync += place.eq(place + 1)
         m.d.comb += [
-            write.en.eq(ours), write.addr.eq(place), write.data.eq(Cat(x.value for x in lanes)),
+            write.en.eq(ours), write.addr.eq(Cat(place, self.half)),
+            write.data.eq(Cat(x.value for x in lanes)),
         ]  # fmt: skip
 
     # ---------------------------------------------------------------------------- results

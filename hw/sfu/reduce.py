@@ -98,6 +98,7 @@ class Reducer(wiring.Component):
     clear : In, a pulse: all accumulators +0. block : In, a block's sum; way : In, its index
     modulo 16; valid : In. finish : In, a pulse once the last block has been given.
     total : Out, the sum; done : Out, a pulse when it is there; it holds until `clear`.
+    idle : Out, not between `finish` and `done`.
     """
 
     def __init__(self, add: int) -> None:
@@ -113,6 +114,7 @@ class Reducer(wiring.Component):
                 "finish": In(1),
                 "total": Out(Float32),
                 "done": Out(1),
+                "idle": Out(1),
             }
         )
 
@@ -129,18 +131,25 @@ class Reducer(wiring.Component):
             m.d.sync += slots[where].eq(adder.o)
 
         pair, width = Signal(range(WAYS)), Signal(range(WAYS + 1))
+        highest = Signal(range(WAYS))  # way used since `clear`
         wait = Signal(range(self.add + 2))
         m.d.comb += self.total.eq(slots[0])
         with m.FSM():
             with m.State("collect"):
                 m.d.comb += [
-                    issue.eq(self.valid), dest.eq(self.way), adder.i.a.eq(slots[self.way]),
-                    adder.i.b.eq(self.block),
+                    self.idle.eq(1), issue.eq(self.valid), dest.eq(self.way),
+                    adder.i.a.eq(slots[self.way]), adder.i.b.eq(self.block),
                 ]  # fmt: skip
+                with m.If(self.valid & (self.way > highest)):
+                    m.d.sync += highest.eq(self.way)
                 with m.If(self.clear):
-                    m.d.sync += [slot.eq(0) for slot in slots]
+                    m.d.sync += [*(slot.eq(0) for slot in slots), highest.eq(0)]
                 with m.If(self.finish):
-                    m.d.sync += [wait.eq(self.add), width.eq(WAYS // 2), pair.eq(0)]
+                    # Above the last way in use all levels would only add +0.
+                    m.d.sync += [wait.eq(self.add), width.eq(0), pair.eq(0)]
+                    for bit in range(len(highest)):
+                        with m.If(highest[bit]):
+                            m.d.sync += width.eq(1 << bit)
                     m.next = "wait"
             with m.State("wait"):
                 m.d.sync += wait.eq(wait - 1)

@@ -22,8 +22,8 @@ FLOOR = float_bits(2.0**-64)
 class ScalarProgram(IntEnum):
     """What to compute.
 
-    QUANT: inverse = recip(max(a, 2^-64)) * qmax, scale = a * alpha (rounded to fp16 with `half`).
-    NORM: the same, and scale times rsqrt(sum * inv_n + eps).
+    QUANT: inverse = recip(max(a, 2^-64)) * qmax, then scale = a * alpha (rounded to fp16 with
+    `half`). NORM: behind QUANT, scale times rsqrt(sum * inv_n + eps).
     SOFT: scale = (a * alpha) * recip(sum).
     """
 
@@ -49,9 +49,8 @@ _SCALE = [(_Step.MUL, "amax", "alpha", "scale")]
 _PROGRAMS = {
     ScalarProgram.QUANT: [*_INVERSE, *_SCALE, (_Step.HALF, "scale", "scale", "scale")],
     ScalarProgram.NORM: [
-        *_INVERSE, *_SCALE, (_Step.MUL, "total", "inv_n", "work"),
-        (_Step.ADD, "work", "eps", "work"), (_Step.RSQRT, "work", "work", "work"),
-        (_Step.MUL, "scale", "work", "scale"),
+        (_Step.MUL, "total", "inv_n", "work"), (_Step.ADD, "work", "eps", "work"),
+        (_Step.RSQRT, "work", "work", "work"), (_Step.MUL, "scale", "work", "scale"),
     ],
     ScalarProgram.SOFT: [
         *_SCALE, (_Step.RECIP, "total", "total", "work"), (_Step.MUL, "scale", "work", "scale"),
@@ -70,7 +69,8 @@ class Scalars(wiring.Component):
     -------
     start : In, a pulse. program : In. half : In, round the scale to fp16 (QUANT).
     amax, alpha, inv_n, eps, total, qmax : In, steady from start to done.
-    inverse, scale : Out, hold until the next start. done : Out, a pulse.
+    inverse, scale : Out, hold until another is there. ready : Out, a pulse: the inverse is there in
+    the next cycle. done : Out, a pulse.
     """
 
     def __init__(self, add: int, mul: int) -> None:
@@ -84,6 +84,7 @@ class Scalars(wiring.Component):
                 **dict.fromkeys(inputs, In(Float32)),
                 "inverse": Out(Float32),
                 "scale": Out(Float32),
+                "ready": Out(1),
                 "done": Out(1),
             }
         )
@@ -114,7 +115,7 @@ class Scalars(wiring.Component):
             _Step.MUL: mul.latency, _Step.ADD: add.latency, _Step.RECIP: recip.latency,
             _Step.RSQRT: rsqrt.latency, _Step.HALF: 2,
         }  # fmt: skip
-        m.d.comb += [unit.en.eq(1) for unit in (mul, add, recip, rsqrt, to_half, from_half)]
+        m.d.comb += [part.en.eq(1) for part in (mul, add, recip, rsqrt, to_half, from_half)]
         m.d.comb += [
             mul.i.a.eq(a), mul.i.b.eq(b), add.i.a.eq(a), add.i.b.eq(b), recip.i.eq(a),
             rsqrt.i.eq(a), to_half.i.eq(a), from_half.i.eq(to_half.o),
@@ -146,7 +147,11 @@ class Scalars(wiring.Component):
                 for name, register in held.items():
                     with m.If(dest[place] == _REGISTERS.index(name)):
                         m.d.sync += register.eq(outcome[unit])
-                with m.If(place == Array(ends)[self.program]):
+                m.d.comb += self.ready.eq(dest[place] == _REGISTERS.index("inverse"))
+                last = Array(ends)[self.program]
+                # Nothing to round: a program that ends with rounding is over a step sooner.
+                sooner = ~self.half & (Array(int(step[0]) for step in steps)[last] == _Step.HALF)
+                with m.If(place == Mux(sooner, last - 1, last)):
                     m.d.sync += busy.eq(0)
                     m.d.comb += self.done.eq(1)
         return m

@@ -7,11 +7,13 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.frontend import UnitFrontEnd, semaphore_signature
+from flightllm.hw.sfu.lanes import Latencies
 from flightllm.hw.sfu.passes import Pass, PassKind
 from flightllm.hw.sfu.ports import READ_LATENCY, read_signature, write_signature
 from flightllm.hw.sfu.reduce import Reducer
 from flightllm.hw.sfu.scalar import ScalarProgram, Scalars
 from flightllm.hw.sfu.topk import SortedList, zero_merged
+from flightllm.hw.sfu.walks import WALKS, Walk
 from flightllm.hw.sharing import shared
 from flightllm.spec.encoding import float_bits
 from flightllm.spec.isa import Unit, by_name
@@ -49,6 +51,9 @@ class SpecialFunctionUnit(wiring.Component):
             raise ValueError(f"SFU: {cores} cores' maxima do not fit {lanes} lanes")
         self.lanes, self.top_k, self.cores = lanes, top_k, cores
         self.add, self.mul = add, mul
+        times = Latencies(add, mul)
+        # A softmax's inverse is ready before its first exponential wants it.
+        assert READ_LATENCY + add + times.exp + mul > times.recip + mul + 6
         super().__init__(
             {
                 "queue": In(stream.Signature(32)),
@@ -82,106 +87,37 @@ class SpecialFunctionUnit(wiring.Component):
                 ours.en.eq(theirs.en), ours.addr.eq(theirs.addr), ours.count.eq(theirs.count),
                 ours.data.eq(theirs.data),
             ]  # fmt: skip
-        self.row, self.head = Signal(32), Signal(32)
         self.kind = Signal(PassKind)
         self.wait = Signal(range(READ_LATENCY + 2))
         self.index = Signal(32)
-        self.known = Signal(32)  # absolute maximum over the cores' parts
+        self.known = Signal(32)  # what the inverse of the next job is to be made of
+        self.inverse = Signal(32)  # of the pass that runs
+        self.read, self.write, self.word = (Walk(name, front) for name in WALKS)
+        # A job's maximum waits for the scalars; its inverse waits for its pass; a sum is complete.
+        self.waiting, self.ready, self.summed = Signal(), Signal(), Signal()
+        self.resting = Signal()  # the scalars have nothing to do
+        self.kept, self.total = Signal(32), Signal(32)  # of the job whose sum is complete
+        self.soft = Signal()  # a job was scanned
         m.d.comb += vector.kind.eq(self.kind)
-        self._places(m)
         self._settings(m)
         self._sequence(m)
+        self._tail(m)
         return m
 
     def _op(self, name: str, operand: str) -> Any:
         return self.front.operand(f"misc.{name}", operand)
-
-    # ------------------------------------------------------------------------ addresses of the row
-
-    def _places(self, m: Module) -> None:
-        """Running addresses: of row and head, advanced by strides, no multiplier."""
-        self.rows, self.heads = Signal(32), Signal(32)
-        self.at: dict[str, Any] = {
-            name: Signal(32, name=f"at_{name}")
-            for name in ("x", "y", "dst", "amax", "sums", "scale")
-        }
-        self.row_at = {name: Signal(32, name=f"row_{name}") for name in ("x", "dst", "scale")}
-        # function -> register -> (base, stride of rows, stride of heads)
-        self.strides: dict[str, dict[str, Any]] = {
-            "add": {"x": ("a", "a1", None), "y": ("b", "b1", None), "dst": ("dst", "dst1", None)},
-            "stat": {"x": ("src", "src1", None), "y": ("gain", None, None),
-                     "sums": ("sums", "sums1", None), "amax": ("amax", "amax1", None)},
-            "quant": {"x": ("src", "src1", None), "y": ("gain", None, None),
-                      "sums": ("sums", "sums1", None), "amax": ("amax", "amax1", None),
-                      "dst": ("dst", "dst1", None), "scale": ("scale", 1, None)},
-            "headq": {"x": ("src", "src1", "size"), "y": ("rope", "rope1", None),
-                      "dst": ("dst", "dst1", "pad"), "scale": ("scale", "scale1", 1)},
-            "softmax": {"x": ("src", "src1", "src2"), "y": ("vscale", None, None),
-                        "dst": ("dst", "dst1", "dst2"), "scale": ("scale", "scale1", "scale2")},
-            "act": {"x": ("a", "a1", None), "y": ("b", "b1", None), "dst": ("dst", "dst1", None),
-                    "amax": ("amax", "amax1", None)},
-        }  # fmt: skip
-
-    def _stride(self, name: str, stride: Any) -> Any:
-        return stride if isinstance(stride, int) else self._op(name, stride)
-
-    def _begin(self, m: Module) -> None:
-        """Addresses of row 0, head 0."""
-        with m.Switch(self.front.function):
-            for name, places in self.strides.items():
-                with m.Case(_function(name)):
-                    for place, (base, _, _) in places.items():
-                        m.d.sync += self.at[place].eq(self._op(name, base))
-                        if place in self.row_at:
-                            m.d.sync += self.row_at[place].eq(self._op(name, base))
-                    heads = {"headq": "heads", "softmax": "n2"}.get(name)
-                    m.d.sync += [
-                        self.rows.eq(self._op(name, "n1")),
-                        self.heads.eq(self._op(name, heads) if heads else 1),
-                        self.row.eq(0), self.head.eq(0),
-                    ]  # fmt: skip
-
-    def _advance(self, m: Module) -> None:
-        """The next head, or head 0 of the next row, or the end."""
-        last_head = self.head + 1 == self.heads
-        with m.Switch(self.front.function):
-            for name, places in self.strides.items():
-                with m.Case(_function(name)):
-                    for place, (_, by_row, by_head) in places.items():
-                        self._step(m, name, place, by_row, by_head, last_head)
-        m.d.sync += self.head.eq(Mux(last_head, 0, self.head + 1))
-        m.next = "row"
-        with m.If(last_head):
-            m.d.sync += self.row.eq(self.row + 1)
-            with m.If(self.row + 1 == self.rows):
-                m.d.comb += self.front.done.eq(1)
-                m.next = "idle"
-
-    def _step(self, m: Module, name: str, place: str, by_row: Any, by_head: Any,
-              last_head: Any) -> None:  # fmt: skip
-        at = self.at[place]
-        if by_head is None:
-            if by_row is not None:
-                with m.If(last_head):
-                    m.d.sync += at.eq(at + self._stride(name, by_row))
-            return
-        following = self.row_at[place] + self._stride(name, by_row)
-        with m.If(last_head):
-            m.d.sync += [at.eq(following), self.row_at[place].eq(following)]
-        with m.Else():
-            m.d.sync += at.eq(at + self._stride(name, by_head))
 
     # ------------------------------------------------------------------------ what a pass gets
 
     def _settings(self, m: Module) -> None:
         """Operands of the vector pass and of the scalars, by function."""
         front, vector, scalars = self.front, self.vector, self.scalars
-        at = self.at
+        at = self.read.at
         m.d.comb += [
-            vector.x.eq(at["x"]), vector.y.eq(at["y"]), vector.dst.eq(at["dst"]),
-            vector.inverse.eq(scalars.inverse), vector.factor.eq(vector.highest),
-            scalars.amax.eq(vector.amax), scalars.qmax.eq(Q127), scalars.alpha.eq(I127),
-            scalars.total.eq(self.reducer.total),
+            vector.x.eq(at["x"]), vector.y.eq(at["y"]), vector.dst.eq(self.write.at["dst"]),
+            vector.inverse.eq(self.inverse), vector.factor.eq(vector.highest),
+            vector.half.eq(Mux(self.kind == PassKind.ROPE, self.read.parity, self.write.parity)),
+            scalars.qmax.eq(Q127), scalars.alpha.eq(I127), scalars.total.eq(self.total),
         ]  # fmt: skip
         with m.Switch(front.function):
             for name in ("add", "act"):
@@ -191,13 +127,13 @@ class SpecialFunctionUnit(wiring.Component):
                 norm = _flag(front, "stat", "norm")
                 m.d.comb += [
                     vector.n.eq(self._op("stat", "n")), vector.unit_y.eq(~norm),
-                    vector.sums.eq(norm), vector.dst.eq(at["sums"]),
+                    vector.sums.eq(norm),
                 ]  # fmt: skip
             with m.Case(_function("quant")):
                 norm = _flag(front, "quant", "norm")
                 m.d.comb += [
                     vector.n.eq(self._op("quant", "n")), vector.pad.eq(self._op("quant", "pad")),
-                    vector.unit_y.eq(~norm), scalars.amax.eq(self.known),
+                    vector.unit_y.eq(~norm),
                     scalars.alpha.eq(self._op("quant", "alpha")),
                     scalars.inv_n.eq(self._op("quant", "inv_n")),
                     scalars.eps.eq(self._op("quant", "eps")),
@@ -217,135 +153,162 @@ class SpecialFunctionUnit(wiring.Component):
                 length = self._op("softmax", "length")
                 m.d.comb += [
                     vector.n.eq(length), vector.pad.eq((length + 31) & ~31),
-                    vector.high.eq(pos + self.row - base),
+                    vector.high.eq(pos + self.read.row - base),
                     vector.low.eq(vector.high - self._op("softmax", "window") + 1),
-                    vector.way.eq(base >> 4), scalars.amax.eq(vector.highest_y),
+                    vector.way.eq(base >> 4),
                 ]  # fmt: skip
 
-    # ------------------------------------------------------------------------ the sequence
+    # ------------------------------------------------------------------------ the vector passes
 
     def _sequence(self, m: Module) -> None:
         front, vector, reducer = self.front, self.vector, self.reducer
         function = front.function
-        norm = _flag(front, "quant", "norm")
-        program = Signal(ScalarProgram)
         m.d.comb += [
-            self.scalars.program.eq(program),
             reducer.block.eq(
                 Mux(function == _function("quant"), self.read_x.data[0], vector.block)
             ),
             reducer.way.eq(vector.block_way), reducer.valid.eq(vector.block_valid),
         ]  # fmt: skip
         listed = (function == _function("topk")) | (function == _function("merge"))
-
-        def run_pass(kind: Any, then: str) -> None:
-            m.d.sync += self.kind.eq(kind)
-            m.d.sync += self.after.eq(then_codes[then])
-            m.next = "pass"
-
-        then_codes = {"amax": 0, "scalars": 1, "advance": 2, "finish": 3}
-        self.after = Signal(2)
-        begun = Signal()
         with m.FSM():
-            with m.State("idle"):
-                m.d.sync += begun.eq(0)
-                with m.If(front.start):
-                    self._begin(m)
-                    m.next = "check"
-            with m.State("check"):
-                m.next = "row"
+            with m.State("idle"), m.If(front.start):
+                for walk in (self.read, self.write, self.word):
+                    walk.begin(m)
+                m.d.comb += [reducer.clear.eq(1), self.top.clear.eq(1)]
+                m.d.sync += self.index.eq(0)
+                m.next = "next"
                 with m.If(function == _function("nop")):
-                    m.d.comb += front.done.eq(1)
-                    m.next = "idle"
+                    m.next = "end"
                 with m.Elif(listed):
-                    m.d.comb += self.top.clear.eq(1)
-                    m.d.sync += self.index.eq(0)
                     m.next = "list"
-                with m.Elif((self.rows == 0) | (self.heads == 0)):
-                    m.d.comb += front.done.eq(1)
-                    m.next = "idle"
-            with m.State("row"):
-                m.d.comb += reducer.clear.eq(1)
-                m.d.sync += [self.index.eq(0), program.eq(ScalarProgram.QUANT)]
-                with m.Switch(function):
-                    with m.Case(_function("add")):
-                        run_pass(PassKind.ADD, "advance")
-                    with m.Case(_function("stat")):
-                        run_pass(PassKind.STAT, "amax")
-                    with m.Case(_function("act")):
-                        silu, relu = _flag(front, "act", "silu"), _flag(front, "act", "relu")
-                        plain = Mux(relu, PassKind.RELU, PassKind.GELU)
-                        run_pass(Mux(silu, PassKind.SILU, plain), "amax")
-                    with m.Case(_function("headq")):
-                        run_pass(PassKind.ROPE, "scalars")
-                    with m.Case(_function("softmax")):
-                        run_pass(PassKind.SCAN, "scalars")
-                    with m.Case(_function("quant")):
-                        m.next = "parts"
-            with m.State("pass"):
-                m.d.sync += begun.eq(1)
-                m.d.comb += vector.start.eq(~begun)
-                with m.If(begun & vector.done):
-                    m.d.sync += begun.eq(0)
-                    with m.Switch(self.after):
-                        for name, code in then_codes.items():
-                            with m.Case(code):
-                                m.next = name
-            self._quant_inputs(m, norm, program)
-            with m.State("scalars"):
-                m.d.sync += begun.eq(1)
-                m.d.comb += self.scalars.start.eq(~begun)
-                with m.If(begun & self.scalars.done):
-                    m.d.sync += begun.eq(0)
-                    m.next = "scale"
-                    with m.If(
-                        (function == _function("softmax")) & (program == ScalarProgram.QUANT)
-                    ):
-                        run_pass(PassKind.SOFT, "finish")
-            with m.State("finish"):
-                m.d.sync += [begun.eq(1), program.eq(ScalarProgram.SOFT)]
-                m.d.comb += reducer.finish.eq(~begun)
-                with m.If(begun & reducer.done):
-                    m.d.sync += begun.eq(0)
-                    m.next = "scalars"
-            with m.State("scale"):
-                self._word(m, self.at["scale"], self.scalars.scale)
-                with m.Switch(function):
-                    with m.Case(_function("quant")):
-                        run_pass(PassKind.QUANT, "advance")
-                    with m.Case(_function("headq")):
-                        run_pass(PassKind.LEVELS, "advance")
-                    with m.Default():
-                        m.next = "advance"
+            with m.State("end"):
+                m.d.comb += front.done.eq(1)
+                m.next = "idle"
+            with m.State("next"):
+                self._next(m)
+            with m.State("pass"), m.If(vector.done):
+                self._passed(m)
             with m.State("amax"):
-                self._word(m, self.at["amax"], vector.amax)
-                m.next = "advance"
-            with m.State("advance"):
-                self._advance(m)
+                self._put(m, vector.amax)
+                m.next = "next"
+            with m.State("sum"), m.If(~self.summed & reducer.idle):
+                # The job before has given its sum away; nothing of this one's came in yet.
+                m.d.comb += reducer.finish.eq(1)
+                m.d.sync += self.kept.eq(self.known)
+                m.next = "next"
+            self._quant_inputs(m)
             self._lists(m)
 
-    def _word(self, m: Module, address: Any, value: Any) -> None:
-        """Write one word to F; the lanes are drained."""
-        f = self.f_write
-        m.d.comb += [f.en.eq(1), f.addr.eq(address), f.count.eq(1), f.data[0].eq(value)]
+    def _run(self, m: Module, kind: Any) -> None:
+        """Start a pass; its results are of this kind."""
+        m.d.comb += self.vector.start.eq(1)
+        m.d.sync += self.kind.eq(kind)
+        m.d.comb += self.vector.kind.eq(kind)
+        m.next = "pass"
 
-    def _quant_inputs(self, m: Module, norm: Any, program: Any) -> None:
-        """The cores' maxima, and the block sums through the accumulators."""
+    def _next(self, m: Module) -> None:
+        """What can be done next, the lanes being free; done when no job is left anywhere."""
+        function, front = self.front.function, self.front
+        rest = self.word.over & self.resting
+        with m.Switch(function):
+            with m.Case(_function("add")):
+                self._or_end(m, self.read.over, lambda: self._run(m, PassKind.ADD))
+            with m.Case(_function("stat")):
+                self._or_end(m, self.read.over, lambda: self._run(m, PassKind.STAT))
+            with m.Case(_function("act")):
+                silu, relu = _flag(front, "act", "silu"), _flag(front, "act", "relu")
+                plain = Mux(relu, PassKind.RELU, PassKind.GELU)
+                kind = Mux(silu, PassKind.SILU, plain)
+                self._or_end(m, self.read.over, lambda: self._run(m, kind))
+            with m.Case(_function("headq")):
+                with m.If(self.ready):
+                    self._take_inverse(m)
+                    self._run(m, PassKind.LEVELS)
+                with m.Elif(~self.read.over & ~self.waiting):
+                    self._run(m, PassKind.ROPE)
+                with m.Elif(rest):
+                    m.next = "end"
+            with m.Case(_function("softmax")):
+                with m.If(self.soft & ~self.waiting):  # the inverse will be there in time
+                    self._run(m, PassKind.SOFT)
+                with m.Elif(~self.soft & ~self.read.over):
+                    self._run(m, PassKind.SCAN)
+                with m.Elif(rest):
+                    m.next = "end"
+            with m.Case(_function("quant")):
+                with m.If(self.ready):
+                    self._take_inverse(m)
+                    self._run(m, PassKind.QUANT)
+                with m.Elif(~self.read.over & ~self.waiting & self.resting):
+                    m.next = "parts"
+                with m.Elif(rest):
+                    m.next = "end"
+
+    def _or_end(self, m: Module, over: Any, otherwise: Any) -> None:
+        with m.If(over):
+            m.d.comb += self.front.done.eq(1)
+            m.next = "idle"
+        with m.Else():
+            otherwise()
+
+    def _take_inverse(self, m: Module) -> None:
+        m.d.sync += [self.inverse.eq(self.scalars.inverse), self.ready.eq(0)]
+
+    def _passed(self, m: Module) -> None:
+        """A pass is over: its job goes on."""
+        m.next = "next"
+        vector = self.vector
+        with m.Switch(self.kind):
+            with m.Case(PassKind.ADD):
+                for walk in (self.read, self.write):
+                    walk.advance(m)
+            with m.Case(PassKind.STAT, PassKind.SILU, PassKind.RELU, PassKind.GELU):
+                for walk in (self.read, self.write):
+                    walk.advance(m)
+                m.next = "amax"
+            with m.Case(PassKind.ROPE):
+                self.read.advance(m)
+                m.d.sync += [self.known.eq(vector.amax), self.waiting.eq(1)]
+            with m.Case(PassKind.LEVELS):
+                self.write.advance(m)
+            with m.Case(PassKind.QUANT):
+                for walk in (self.read, self.write):
+                    walk.advance(m)
+            with m.Case(PassKind.SCAN):
+                m.d.sync += [
+                    self.known.eq(vector.highest_y), self.waiting.eq(1), self.soft.eq(1),
+                ]  # fmt: skip
+            with m.Case(PassKind.SOFT):
+                for walk in (self.read, self.write):
+                    walk.advance(m)
+                m.d.sync += self.soft.eq(0)
+                m.next = "sum"
+
+    def _put(self, m: Module, value: Any) -> None:
+        """Write a job's word to F; no pass that writes to F runs meanwhile."""
+        f = self.f_write
+        m.d.comb += [
+            f.en.eq(1), f.addr.eq(self.word.at["word"]), f.count.eq(1), f.data[0].eq(value),
+        ]  # fmt: skip
+        self.word.advance(m)
+
+    def _quant_inputs(self, m: Module) -> None:
+        """The cores' maxima, and the block sums into the accumulators."""
         parts, blocks = self._op("quant", "parts"), self._op("quant", "blocks")
+        norm = _flag(self.front, "quant", "norm")
         with m.State("parts"):
-            m.d.sync += [self.index.eq(self.index + 1), self.known.eq(0)]
+            m.d.sync += self.index.eq(self.index + 1)
             m.d.comb += [
-                self.read_x.en.eq(self.index == 0), self.read_x.addr.eq(self.at["amax"]),
+                self.read_x.en.eq(self.index == 0), self.read_x.addr.eq(self.read.at["amax"]),
             ]  # fmt: skip
             with m.If(self.index == READ_LATENCY):
                 largest = self.read_x.data[0]
                 for k in range(1, self.cores):
                     word = Mux(k < parts, self.read_x.data[k], 0)
                     largest = Mux(word > largest, word, largest)
-                m.d.sync += [self.known.eq(largest), self.index.eq(0)]
-                m.next = "scalars"
+                m.d.sync += [self.known.eq(largest), self.waiting.eq(1), self.index.eq(0)]
+                m.next = "next"
                 with m.If(norm):
-                    m.d.sync += program.eq(ScalarProgram.NORM)
                     m.next = "sums"
         with m.State("sums"):
             arrived = self.index - READ_LATENCY
@@ -353,14 +316,69 @@ class SpecialFunctionUnit(wiring.Component):
             m.d.sync += self.index.eq(self.index + 1)
             m.d.comb += [
                 self.read_x.en.eq(self.index < blocks),
-                self.read_x.addr.eq(self.at["sums"] + self.index),
+                self.read_x.addr.eq(self.read.at["sums"] + self.index),
                 self.reducer.valid.eq(there), self.reducer.way.eq(arrived[:4]),
             ]  # fmt: skip
             with m.If(self.index == blocks + READ_LATENCY):
-                m.next = "total"
+                m.d.sync += self.index.eq(0)
+                m.next = "next"
                 m.d.comb += self.reducer.finish.eq(1)
-        with m.State("total"), m.If(self.reducer.done):
-            m.next = "scalars"
+
+    # ------------------------------------------------------------------------ the scalars
+
+    def _tail(self, m: Module) -> None:
+        """Scalars of one job at a time, while the lanes are at others; each ends with a word."""
+        front, scalars, reducer = self.front, self.scalars, self.reducer
+        function = front.function
+        is_soft = function == _function("softmax")
+        norm = (function == _function("quant")) & _flag(front, "quant", "norm")
+        amax = Signal(32)
+        program = Signal(ScalarProgram)
+        m.d.comb += [scalars.amax.eq(amax), scalars.program.eq(program)]
+        emptied = Signal()
+        m.d.sync += emptied.eq(reducer.done)
+        with m.If(emptied):
+            m.d.comb += reducer.clear.eq(1)
+        with m.If(reducer.done):
+            m.d.sync += [self.total.eq(reducer.total), self.summed.eq(1)]
+        with m.FSM() as tail:
+            m.d.comb += self.resting.eq(
+                tail.ongoing("rest") & ~self.waiting & ~self.summed & reducer.idle
+            )
+            with m.State("rest"):
+                with m.If(self.waiting & ~self.ready):
+                    m.d.sync += [
+                        amax.eq(self.known), self.waiting.eq(0), program.eq(ScalarProgram.QUANT),
+                    ]  # fmt: skip
+                    m.next = "start"
+                with m.Elif(self.summed & is_soft):
+                    m.d.sync += [
+                        amax.eq(self.kept), program.eq(ScalarProgram.SOFT),
+                    ]  # fmt: skip
+                    m.next = "start"
+            with m.State("start"):
+                m.d.comb += scalars.start.eq(1)
+                m.next = "run"
+            with m.State("run"), m.If(scalars.done):
+                m.next = "put"
+                with m.If(program == ScalarProgram.QUANT):
+                    with m.If(is_soft):
+                        m.next = "rest"
+                    with m.Elif(norm):
+                        m.next = "norm"
+            with m.State("norm"), m.If(self.summed):
+                m.d.sync += program.eq(ScalarProgram.NORM)
+                m.next = "start"
+            with m.State("put"):
+                self._put(m, scalars.scale)
+                m.d.sync += self.summed.eq(0)
+                m.next = "rest"
+        fresh = Signal()  # the inverse of a softmax, whose pass runs already, is there
+        m.d.sync += fresh.eq(scalars.ready & is_soft)
+        with m.If(scalars.ready & ~is_soft):
+            m.d.sync += self.ready.eq(1)
+        with m.If(fresh):
+            m.d.sync += self.inverse.eq(scalars.inverse)
 
     # ------------------------------------------------------------------------ lists
 
