@@ -19,9 +19,9 @@ from flightllm.spec.parameters import MatrixParameters, matrix_parameters
 
 __all__ = [
     "ADD", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MUL", "OUTSTANDING",
-    "QUEUE_PASS", "READ_LATENCY", "REDUCE", "RUN_START", "EngineTiming", "MatrixTiming",
+    "QUEUE_PASS", "READ_LATENCY", "RUN_START", "EngineTiming", "MatrixTiming",
     "engine_timing", "exchange_cycles", "gather_cycles", "matrix_timing", "misc_cycles",
-    "scalar_cycles", "store_setup", "stream_plan_cycles", "vector_setup",
+    "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles", "vector_setup",
 ]  # fmt: skip
 
 ADD, MUL, CONVERT = 3, 3, 2
@@ -237,52 +237,101 @@ def matrix_timing(fmt: MatrixFormat, engine: EngineTiming, vectors: int) -> Matr
 _EXP, _RECIP = 4 * ADD + 3 * MUL + 6, 2 * (ADD + MUL) + 3
 _RSQRT = _RECIP
 _SIGMOID = _EXP + ADD + _RECIP
-REDUCE = 5 * (ADD + 1) + 15
-"""From the sixteen accumulators' last sum to their total: five waits and fifteen adds."""
 _TREE = 4 * ADD
 _PASS = {  # cycles of a pass behind its last group of lanes
-    "add": ADD, "stat": MUL + _TREE, "quant": 2 * MUL + 2, "rope": MUL + ADD,
+    "add": ADD, "stat": MUL + _TREE, "quant": 2 * MUL + 2, "rope": MUL + ADD, "scan": 1,
     "soft": ADD + _EXP + max(2 * MUL + 2, _TREE), "silu": _SIGMOID + 2 * MUL, "relu": 2 * MUL,
     "gelu": 4 * MUL + ADD + _SIGMOID + 2 * MUL,
 }  # fmt: skip
-_STEP = {"mul": MUL + 1, "add": ADD + 1, "recip": _RECIP + 1, "rsqrt": _RSQRT + 1, "half": 3}
-_SCALARS = {
-    "quant": ("recip", "mul", "mul", "half"),
-    "norm": ("recip", "mul", "mul", "mul", "add", "rsqrt", "mul"),
-    "soft": ("mul", "recip", "mul"),
-}  # fmt: skip
+_MUL, _ADD, _TABLE, _HALF = MUL + 1, ADD + 1, _RECIP + 1, 3
+"""Cycles of a scalar step."""
+_INVERSE = 2 + _TABLE + _MUL
+"""From the scalars' taking of a job to its inverse, which a pass can use."""
+WAYS = 16
 
 
 def _pass(kind: str, n: int, lanes: int) -> int:
-    """Cycles of the sequencer's state in which a pass over n elements runs."""
-    return -(-n // lanes) + READ_LATENCY + 4 + _PASS[kind] + 2
+    """From a pass's start to where the sequencer can start another."""
+    return -(-n // lanes) + READ_LATENCY + 1 + _PASS[kind] + 2
 
 
-def _scalars(program: str) -> int:
-    return 1 + sum(_STEP[step] for step in _SCALARS[program])
+def reduce_cycles(first: int, blocks: int) -> int:
+    """From the sum of the last of some blocks, the first in way `first`, to their total."""
+    highest = WAYS - 1 if first + blocks > WAYS else first + blocks - 1
+    width, total = 1 << highest.bit_length() >> 1, _ADD
+    while width:
+        total, width = total + width + _ADD, width >> 1
+    return total
+
+
+def _heads(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
+    """headq: passes of rope and of levels take turns, the scalars work on a head between them."""
+    rope = _pass("rope", (2 if "rope" in flags else 1) * -(-v["size"] // lanes), 1)
+    levels = _pass("quant", v["pad"], lanes)
+    scale = _MUL + (_HALF if "half" in flags else 0)
+    jobs, now, rest = v["n1"] * v["heads"], 1, 1
+    read = written = 0
+    taken, ready, turned = 0, 0, 1  # of the last job read, and when the pass before it began
+    while written < jobs:
+        if read > written and (read == jobs or read == written + 2 or ready <= max(now, taken + 1)):
+            begin = max(now, ready)
+            now, written = begin + levels, written + 1
+            if read > written:  # one more is read: its maximum waited for this inverse to go
+                taken = max(turned, rest, begin + 1)
+                ready, rest = taken + _INVERSE, taken + _INVERSE + scale + 1
+        else:
+            now = max(now, taken + 1) + rope
+            read, turned = read + 1, now
+            if read == written + 1:
+                taken = max(now, rest)
+                ready, rest = taken + _INVERSE, taken + _INVERSE + scale + 1
+    return max(now, rest) + 1
+
+
+def _softmax(v: Mapping[str, int], lanes: int) -> int:
+    """The sum and the factor of a vector while the next one is scanned and raised."""
+    padded = -(-v["length"] // BLOCK) * BLOCK
+    scan, soft = _pass("scan", v["length"], lanes), _pass("soft", padded, lanes)
+    total = reduce_cycles(v["base"] // 16 % WAYS, padded // 16)
+    quant, factor = _INVERSE + _MUL, 2 + 2 * _MUL + _TABLE
+    now, rest, summed, put = 1, 1, -1, 0
+    for _ in range(v["n1"] * v["n2"]):
+        scanned = now + scan
+        if 0 <= summed and max(summed, rest) < max(scanned, rest):
+            put = max(summed, rest) + factor
+            rest, summed = put + 1, -1
+        taken = max(scanned, rest)
+        rest = taken + quant
+        if summed >= 0:
+            put = max(summed, rest) + factor
+            rest, summed = put + 1, -1
+        finish = max(taken + 1 + soft, put + 1)
+        now, summed = finish + 1, finish + total + 1
+    put = max(summed, rest) + factor
+    return max(now, put + 1) + 1
+
+
+def _quant(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
+    """quant: the scale while the levels are made."""
+    now = 1
+    for _ in range(v["n1"]):
+        taken = now + 1 + READ_LATENCY + 1
+        free = taken + (v["blocks"] + READ_LATENCY + 1 if "norm" in flags else 0)
+        ready = taken + _INVERSE
+        put = ready + _MUL
+        if "norm" in flags:
+            summed = free + reduce_cycles(0, v["blocks"])
+            put = max(put, summed) + 2 + 2 * _MUL + _ADD + _RSQRT + 1
+        now = max(max(free, ready) + _pass("quant", v["pad"], lanes), put + 1)
+    return now + 1
 
 
 def _row(function: str, flags: frozenset[str], v: Mapping[str, int], lanes: int) -> int:
-    """Cycles of one row, or of one head of one row, from its first state to the next one's."""
+    """Cycles of one row of an instruction without scalars."""
     if function == "add":
-        return 1 + _pass("add", v["n"], lanes) + 1
-    if function == "stat":
-        return 1 + _pass("stat", v["n"], lanes) + 2
-    if function == "act":
-        (kind,) = flags
-        return 1 + _pass(kind, v["n"], lanes) + 2
-    if function == "headq":
-        turned = 2 * v["size"] if "rope" in flags else v["size"]
-        return (1 + _pass("rope", turned, lanes) + _scalars("quant") + 1
-                + _pass("quant", v["pad"], lanes) + 1)  # fmt: skip
-    if function == "softmax":
-        padded = -(-v["length"] // BLOCK) * BLOCK
-        return (1 + _pass("add", v["length"], lanes) + _scalars("quant")
-                + _pass("soft", padded, lanes) + REDUCE + 1 + _scalars("soft") + 2)  # fmt: skip
-    norm = "norm" in flags
-    sums = v["blocks"] + READ_LATENCY + 1 + REDUCE if norm else 0
-    return (1 + READ_LATENCY + 1 + sums + _scalars("norm" if norm else "quant") + 1
-            + _pass("quant", v["pad"], lanes) + 1)  # fmt: skip
+        return _pass("add", v["n"], lanes)
+    (kind,) = ("stat",) if function == "stat" else flags
+    return _pass(kind, v["n"], lanes) + 1
 
 
 def _insertions(n: int, k: int) -> float:
@@ -301,7 +350,7 @@ def _list_cycles(merging: bool, n: int, k: int, parts: int, lanes: int) -> int:
     inserted = parts * k if merging else round(_insertions(n, k))
     # A fetch without a candidate takes one cycle of insertion; candidates share that of theirs.
     walked = fetches * step if merging else fetches + min(inserted, fetches * (lanes - 1))
-    return 2 + fetches * per_fetch + walked + parts + k
+    return 1 + fetches * per_fetch + walked + parts + k
 
 
 def misc_cycles(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: int) -> int:
@@ -320,9 +369,13 @@ def misc_cycles(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: i
                             v["parts"] if merging else 1, lanes)  # fmt: skip
     heads = {"headq": "heads", "softmax": "n2"}.get(function)
     count = v["n1"] * (v[heads] if heads else 1)
-    if count <= 0:
-        return 1
-    return 1 + count * _row(function, flags, v, lanes)
+    if function == "headq":
+        return _heads(v, flags, lanes) if count > 0 else 2
+    if function == "softmax":
+        return _softmax(v, lanes) if count > 0 else 2
+    if function == "quant":
+        return _quant(v, flags, lanes) if count > 0 else 2
+    return 1 + max(count, 0) * _row(function, flags, v, lanes)
 
 
 # ---------------------------------------------------------------------------------- SYS

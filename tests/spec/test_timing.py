@@ -34,8 +34,8 @@ def test_latencies():
     from flightllm.hw.sfu.passes import READ_LATENCY
 
     units = Latencies(timing.ADD, timing.MUL)
-    assert units.result[LaneMode.SILU] + READ_LATENCY + 4 + 2 == timing._pass("silu", 0, 8)
-    assert units.result[LaneMode.GELU] + READ_LATENCY + 4 + 2 == timing._pass("gelu", 0, 8)
+    assert units.result[LaneMode.SILU] + READ_LATENCY + 1 + 2 == timing._pass("silu", 0, 8)
+    assert units.result[LaneMode.GELU] + READ_LATENCY + 1 + 2 == timing._pass("gelu", 0, 8)
     assert timing.BURST_BEATS == axi.BURST_BEATS
     assert timing.READ_LATENCY == buffers.READ_LATENCY
 
