@@ -64,7 +64,6 @@ class _Emitter(AttentionBuilder):
         """A tile of tokens (or one token) through the model."""
         for node in self.graph.prologue:
             getattr(self, f"do_{node.op}")(node)
-        self.load_rope()
         self.attention_lengths()
         for name, value in (
             ("param", self.params.layers),
@@ -74,6 +73,7 @@ class _Emitter(AttentionBuilder):
         ):
             self.scalar("add", name, value)
         self.load_ahead(0)
+        self.load_rope()  # wanted later than what is above
         self.loop("layers", self.graph.layers, self.layer)
         if "head" in self.shape.biases:
             self.load_vector("bias_head", "bias_head")
@@ -88,13 +88,15 @@ class _Emitter(AttentionBuilder):
     def layer(self) -> None:
         for node in self.graph.body:
             if node.weight == "o":
-                # Here the FIFOs are full: the matrix engine is busy with the heads.
-                self.load_vector("gain_mlp", "mlp_norm")
-                self.load_biases(("o", "gate", "up", "down"))
-                self.load_ahead(self.layout.memory.vector_stride)
+                self.load_biases(("o",))
             handler = getattr(self, f"do_{node.op}", None)
             if handler:
                 handler(node)
+            if node.weight == "o":
+                # Here the FIFOs are full, and the matrix that the engine waits for is on its way.
+                self.load_vector("gain_mlp", "mlp_norm")
+                self.load_biases(("gate", "up", "down"))
+                self.load_ahead(self.layout.memory.vector_stride)
         memory = self.layout.memory
         self.scalar("add", "param", reg("param"), self.params.stride)
         self.scalar("add", "vec", reg("vec"), memory.vector_stride // ALIGN)
