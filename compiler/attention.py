@@ -8,7 +8,7 @@ from flightllm.compiler.builder import NTOK, POS, Builder, padded, reg
 from flightllm.compiler.graph import Node
 from flightllm.spec.encoding import Value
 from flightllm.spec.formats import ALIGN, BLOCK, MatrixFormat
-from flightllm.spec.isa import Register
+from flightllm.spec.isa import Register, Unit
 from flightllm.spec.kvcache import key_format, value_format
 
 __all__ = ["AttentionBuilder"]
@@ -100,7 +100,8 @@ class AttentionBuilder(Builder):
             self.scalar("add", name, reg(name), amount)
 
     def decode_attention(self) -> None:
-        """Scores and softmax of each head in one loop, values in a second: the SFU runs behind."""
+        """Scores and softmax of each head in one loop, values in a second: the SFU runs behind,
+        and the values of a head wait for its softmax alone."""
         group, stride = self.shape.group_heads, self.layout.score_stride
         width, memory = padded(self.shape.head_dim, 16), self.layout.memory
         for name, region in (
@@ -182,6 +183,8 @@ class AttentionBuilder(Builder):
             touch=self.reads("scores", "vs", apart=apart)
             + self.writes("prob", "factor", apart=apart),
         )  # fmt: skip
+        if apart:
+            self.link(signals=Unit.MV)
 
     def value_steps(self, apart: str) -> None:
         shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
@@ -189,10 +192,12 @@ class AttentionBuilder(Builder):
         queries = self.part.kv.size * group
         strides = {"src1": group * stride, "src2": stride, "scale1": group, "scale2": 1,
                    "dst1": queries * size, "dst2": size, "add1": 0}  # fmt: skip
+        made = self.reads("prob", "factor")
         self.linear(
-            self.reads("prob", "factor") + self.writes("att", apart=apart)
-            + (self.memory("values", False, "layers"),),
+            made + self.writes("att", apart=apart) + (self.memory("values", False, "layers"),),
             reg("n1"), group, strides, src=reg("prob"), scale=reg("factor"), dst=reg("out"),
             addr=reg("value"), rows=size, kgroups=reg("blocks"), fmt=self.value_fmt.word,
             first=reg("first"), start=0, emit=0, table=0,
         )  # fmt: skip
+        if apart:
+            self.link(awaits=Unit.MISC, awaited=made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from flightllm.compiler.allocate import Layout, Region
 from flightllm.compiler.graph import Graph
@@ -14,7 +15,7 @@ from flightllm.spec.config import HwConfig
 from flightllm.spec.encoding import Op, Value
 from flightllm.spec.formats import ALIGN
 from flightllm.spec.image import Segment
-from flightllm.spec.isa import Register
+from flightllm.spec.isa import Register, Unit
 
 __all__ = ["LOGITS", "NTOK", "POS", "R", "STEPS", "Builder", "padded", "reg"]
 
@@ -53,6 +54,13 @@ class Builder:
     def step(self, name: str, *flags: str, touch: tuple[Access, ...] = (),
              **operands: Value | int | float) -> None:  # fmt: skip
         self.out.append(Step(Op.make(name, *flags, rd=0, **operands), touch))
+
+    def link(self, signals: Unit | None = None, awaits: Unit | None = None,
+             awaited: tuple[Access, ...] = ()) -> None:  # fmt: skip
+        """Link the last step with one of a loop behind it, or before it; see `Step`."""
+        step = self.out[-1]
+        assert isinstance(step, Step)
+        self.out[-1] = replace(step, signals=signals, awaits=awaits, awaited=awaited)
 
     def scalar(self, op: str, rd: str | Register, a: Value | int, b: Value | int = 0) -> None:
         number = R[rd] if isinstance(rd, str) else rd

@@ -42,10 +42,20 @@ class Access:
 
 @dataclass(frozen=True)
 class Step:
-    """One instruction and what it touches. Scalar instructions touch nothing."""
+    """One instruction and what it touches. Scalar instructions touch nothing.
+
+    Members
+    -------
+    signals : in a loop, the unit that each iteration gives a token to, for the loop behind it that
+        runs as often. awaits : the unit that each iteration of such a loop takes one from.
+    awaited : the accesses that the token makes safe in the iteration of the same number.
+    """
 
     op: Op
     accesses: tuple[Access, ...] = ()
+    signals: Unit | None = None
+    awaits: Unit | None = None
+    awaited: tuple[Access, ...] = ()
 
     @property
     def unit(self) -> Unit:

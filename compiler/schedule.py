@@ -64,6 +64,7 @@ class _Emitter(AttentionBuilder):
         """A tile of tokens (or one token) through the model."""
         for node in self.graph.prologue:
             getattr(self, f"do_{node.op}")(node)
+        self.load_rope()
         self.attention_lengths()
         for name, value in (
             ("param", self.params.layers),
@@ -73,7 +74,6 @@ class _Emitter(AttentionBuilder):
         ):
             self.scalar("add", name, value)
         self.load_ahead(0)
-        self.load_rope()  # wanted later than what is above
         self.loop("layers", self.graph.layers, self.layer)
         if "head" in self.shape.biases:
             self.load_vector("bias_head", "bias_head")

@@ -5,7 +5,9 @@ Units work in order, tokens are counted, so a wait must meet the release it was 
 already know that p is done, which makes them monotone in both units: the n-th wait meets the n-th
 release. A loop is closed in itself: dependencies from one iteration to the next are primed by
 releases before it and drained by waits after it; what enters and leaves it passes through one nop
-a unit on each side. Nops that turn out to have nothing to say are dropped.
+a unit on each side. Nops that turn out to have nothing to say are dropped. Two loops that run as
+often as each other may be linked: a step of the first gives a token in every iteration that a step
+of the second takes in its own, so that the second need not wait for the first one's end.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class _Node:
     produces: bool = True
     optional: bool = False
     leaves: bool = False
+    awaited: tuple[Access, ...] = ()
+    link: tuple[Unit | None, Unit | None] = (None, None)  # who gets, who gives a token of a loop
 
     @property
     def unit(self) -> Unit:
@@ -55,7 +59,8 @@ class _Node:
 class _Past:
     """An access that later ones may conflict with.
 
-    `node`, `index`, `turn` say whom to wait for; `made` is the turn in which the access happened.
+    `node`, `index`, `turn` say whom to wait for; `made` is the turn in which the access happened,
+    `place` the index that it had then: who knows that one to be done need not wait.
     """
 
     access: Access
@@ -64,6 +69,7 @@ class _Past:
     node: _Node
     turn: int
     made: int
+    place: int
 
 
 class _Tracker:
@@ -125,7 +131,7 @@ class _Tracker:
         latest: dict[Unit, _Past] = {}
         for past in self.history:
             best = latest.get(past.unit)
-            if past.unit == node.unit or past.index <= self.known[node.unit][past.unit]:
+            if past.unit == node.unit or past.place <= self.known[node.unit][past.unit]:
                 continue
             if best and best.index >= past.index:
                 continue
@@ -147,7 +153,7 @@ class _Tracker:
                 for past in self.history
                 if past.unit != node.unit or past.access != access
             ]
-            self.history.append(_Past(access, node.unit, index, node, turn, turn))
+            self.history.append(_Past(access, node.unit, index, node, turn, turn, index))
 
 
 def _ordered(before: Access, after: Access, carried: bool, loop: str | None) -> bool:
@@ -171,9 +177,11 @@ def _close(loop: Loop) -> list[_Node]:
         if turn == 0:
             carried[producer.unit, node.unit] += 1
     _check_order(tracked)
+    _link(tracked)
     touched = _touched(tracked)
     entry = [
-        _Node(_nop(unit), acc, produces=False, optional=True) for unit, acc in touched.items()
+        _Node(_nop(unit), acc, produces=False, optional=True)
+        for unit, acc in _touched(tracked, entering=True).items()
     ]
     leave = [
         _Node(_nop(unit), acc, consumes=False, optional=True, leaves=True)
@@ -218,11 +226,31 @@ def _steady_pairs(nodes: Sequence[_Node], loop: str) -> list[tuple[_Node, _Node,
             return found
 
 
-def _touched(nodes: Iterable[_Node]) -> dict[Unit, tuple[Access, ...]]:
+def _link(nodes: Sequence[_Node]) -> None:
+    """The tokens from one loop to the next: nobody else in either may use their counter."""
+    for node in nodes:
+        to, source = node.link
+        pairs = [(node.unit, to)] if to is not None else []
+        pairs += [(source, node.unit)] if source is not None else []
+        for giver, taker in pairs:
+            given = any(n.unit == giver and taker in n.releases for n in nodes)
+            taken = any(n.unit == taker and giver in n.waits for n in nodes)
+            assert not (given or taken), f"{giver.name} to {taker.name}: tokens of two kinds"
+        if to is not None:
+            node.releases.add(to)
+        if source is not None:
+            node.waits.add(source)
+
+
+def _touched(
+    nodes: Iterable[_Node], entering: bool = False
+) -> dict[Unit, tuple[Access, ...]]:
+    """What each unit touches; when entering, without what a token of every iteration makes safe."""
     out: dict[Unit, dict[Access, None]] = {}
     for node in nodes:
         for access in node.accesses:
-            out.setdefault(node.unit, {})[access] = None
+            if not (entering and access in node.awaited):
+                out.setdefault(node.unit, {})[access] = None
     return {unit: tuple(accesses) for unit, accesses in sorted(out.items())}
 
 
@@ -238,7 +266,8 @@ def _flatten(block: Sequence[Step | Loop]) -> list[_Node]:
         if isinstance(item, Loop):
             out += _close(item)
         else:
-            out.append(_Node(item.op, item.accesses))
+            out.append(_Node(item.op, item.accesses, awaited=item.awaited,
+                             link=(item.signals, item.awaits)))  # fmt: skip
     return out
 
 

@@ -23,6 +23,28 @@ from flightllm.spec.isa import Unit, by_name
 UNITS = (Unit.LD, Unit.MV, Unit.MISC)
 
 
+def test_linked_loops_pass_a_token_in_every_iteration() -> None:
+    made, read = Access("F", 0, 1, True, frozenset({"one"})), Access("F", 0, 1, False)
+    first = Loop("one", Value(3), (Step(nop(Unit.MISC), (made,), signals=Unit.MV),))
+    awaiting = Step(nop(Unit.MV), (read,), awaits=Unit.MISC, awaited=(read,))
+    second = Loop("two", Value(3), (awaiting,))
+    ops = synchronise([first, second])
+    assert [(op.kind.name, {*op.wait}, {*op.release}) for op in ops if not op.kind.scalar] == [
+        ("misc.nop", set(), {Unit.MV}), ("mv.nop", {Unit.MISC}, set()),
+    ]  # fmt: skip
+    apart = [dataclasses.replace(loop, body=(Step(loop.body[0].op, loop.body[0].accesses),))
+             for loop in (first, second)]  # fmt: skip
+    assert len(synchronise(apart)) == len(ops) + 2  # without the link: a nop a unit between them
+
+
+def test_a_link_does_not_mix_with_other_tokens() -> None:
+    """Planted: the first loop already passes tokens from MISC to MV."""
+    cell = Access("F", 0, 1, True)
+    steps = (Step(nop(Unit.MISC), (cell,), signals=Unit.MV), Step(nop(Unit.MV), (cell,)))
+    with pytest.raises(AssertionError, match="tokens of two kinds"):
+        synchronise([Loop("one", Value(3), steps)])
+
+
 def nop(unit: Unit) -> Op:
     return Op(by_name(f"{unit.name.lower()}.nop"))
 
