@@ -297,7 +297,7 @@ def _softmax(v: Mapping[str, int], lanes: int) -> int:
     now, rest, summed, put = 1, 1, -1, 0
     for _ in range(v["n1"] * v["n2"]):
         scanned = now + scan
-        if 0 <= summed and max(summed, rest) < max(scanned, rest):
+        if summed >= 0 and max(summed, rest) < max(scanned, rest):
             put = max(summed, rest) + factor
             rest, summed = put + 1, -1
         taken = max(scanned, rest)
