@@ -13,7 +13,7 @@ from flightllm.compiler.emit import emit, unrolled_words
 from flightllm.compiler.fuse import fuse, verify_fused
 from flightllm.compiler.graph import Graph, build_graph, verify_graph
 from flightllm.compiler.ir import listing
-from flightllm.compiler.link import fill
+from flightllm.compiler.link import fill, pieces
 from flightllm.compiler.parameters import parameters
 from flightllm.compiler.schedule import Schedule, schedule
 from flightllm.compiler.scheme import QuantOptions
@@ -206,7 +206,9 @@ def build_program(model: QuantModel, config: HwConfig, name: str, bos: int | Non
         _dump(dump, shape, backend)
     program = _program(shape, config, backend, bos, eos)
     return dataclasses.replace(
-        program, image=fill(model, shape, backend.parts, backend.layouts)
+        program,
+        image=fill(model, shape, backend.parts, backend.layouts),
+        pieces=pieces(model, shape, backend.parts, backend.layouts),
     )  # fmt: skip
 
 

@@ -144,7 +144,10 @@ def from_file(checkpoint: Checkpoint, path: str | Path, sequences: int, length: 
     InputError : when the file cannot be read, is empty, or the model has no tokeniser beside it.
     """
     config = checkpoint.config
-    tokenizer = load_tokenizer(_home(checkpoint))
+    home = checkpoint.tokenizer_home()
+    if home is None:
+        raise InputError(f"calibrate: {checkpoint.source} has no tokenizer to read {path} with")
+    tokenizer = load_tokenizer(home)
     check_vocabulary(tokenizer, config)
     front = [] if tokenizer.bos is None else [tokenizer.bos]
     room = length - len(front)
@@ -164,8 +167,3 @@ def from_file(checkpoint: Checkpoint, path: str | Path, sequences: int, length: 
         valid[row, : len(window)] = True
     return Calibration(ids_out, valid, f"{len(windows)} windows of {path}")
 
-
-def _home(checkpoint: Checkpoint) -> Path:
-    """Where the tokeniser is found: the folder, or the model file (llama2.c)."""
-    source = Path(checkpoint.source)
-    return source if source.is_file() or checkpoint.folder is None else checkpoint.folder

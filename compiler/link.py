@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from flightllm.compiler.allocate import Layout
 from flightllm.compiler.shape import ModelShape, linear_of
 from flightllm.compiler.tile import CoreTile, Span
-from flightllm.models.quantized import QuantModel
+from flightllm.models.quantized import QuantLinear, QuantModel
 from flightllm.spec.formats import pack_matrix, row_shares
-from flightllm.spec.image import Segment
+from flightllm.spec.image import Piece, Segment
 from flightllm.spec.quant import QuantTensor
 
-__all__ = ["fill"]
+__all__ = ["fill", "pieces"]
 
 U8 = NDArray[np.uint8]
 Contents = dict[tuple[int, str], Callable[[], U8]]
@@ -32,6 +32,16 @@ def fill(model: QuantModel, shape: ModelShape, parts: list[CoreTile], layouts: l
             if not segment.writable:
                 out[part.core, name] = getattr(filler, name)
     return out
+
+
+def pieces(model: QuantModel, shape: ModelShape, parts: list[CoreTile], layouts: list[Layout]
+           ) -> dict[tuple[int, str], Callable[[], Iterator[Piece]]]:  # fmt: skip
+    """For each core's segment of matrices, what makes it piece by piece, a matrix at a time."""
+    return {
+        (part.core, "weights"): _Filler(model, shape, part, layout).weight_pieces
+        for part, layout in zip(parts, layouts)
+        if "weights" in layout.memory.segments
+    }
 
 
 def rows_of(tensor: QuantTensor, span: Span) -> QuantTensor:
@@ -71,19 +81,25 @@ class _Filler:
     def weights(self) -> U8:
         """All matrices of this core."""
         _, out = self._empty("weights")
-        names = [(i, n) for i in range(len(self.model.layers)) for n in self.shape.matrices]
-        for layer, name in [*names, (len(self.model.layers), "head")]:
-            linear = self.model.head
-            if name != "head":
-                linear = linear_of(self.model.layers[layer], name)
-            at = self.layout.memory.matrices[layer, name]
-            rows = self.part.rows(self.shape, name)
-            if not rows.size:
-                continue
-            packed = pack_matrix(rows_of(linear.weight, rows), self.part.channels)
-            for channel, data in enumerate(packed):
-                out[channel, at : at + len(data)] = data
+        for channel, at, data in self.weight_pieces():
+            out[channel, at : at + len(data)] = data
         return out
+
+    def weight_pieces(self) -> Iterator[Piece]:
+        """Channel, place and bytes of each matrix' share, layer by layer."""
+        count = len(self.model.layers)
+        for index in range(count):
+            layer = self.model.layers[index]
+            for name in self.shape.matrices:
+                yield from self._matrix(index, name, linear_of(layer, name))
+        yield from self._matrix(count, "head", self.model.head)
+
+    def _matrix(self, layer: int, name: str, linear: QuantLinear) -> Iterator[Piece]:
+        at = self.layout.memory.matrices[layer, name]
+        rows = self.part.rows(self.shape, name)
+        if rows.size:
+            packed = pack_matrix(rows_of(linear.weight, rows), self.part.channels)
+            yield from ((channel, at, data) for channel, data in enumerate(packed))
 
     def vectors(self) -> U8:
         """Norm gains and biases, one record a layer and one for the end."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from flightllm.compiler import calibrate, fisher, mixed, sensitivity, smooth
-from flightllm.compiler.as_is import can_keep, stored_matrix
+from flightllm.compiler.as_is import AsIsReport, keep, obstacle, powers_of_two
 from flightllm.compiler.block import linear
 from flightllm.compiler.compensation import Prepared, corrected_bias, prune_matrix, round_matrix
 from flightllm.compiler.fold import (
@@ -35,6 +36,7 @@ from flightllm.compiler.recover import recover
 from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scaling import head_factor, scale_layer
 from flightllm.compiler.scheme import AS_IS, QuantOptions, Scheme, group_for
+from flightllm.compiler.store import LayerStore, StoredLayers
 from flightllm.compiler.streams import Streams, divergence
 from flightllm.models.checkpoint import Checkpoint
 from flightllm.models.quantized import QuantLayer, QuantLinear, QuantModel
@@ -48,7 +50,7 @@ Progress = Callable[[str, int, int], None]
 EASING_SEQUENCES = 16
 """Calibration texts on which channels are balanced and K is smoothed."""
 FALLBACK = Scheme(8, 32)
-"""What codes that the formats cannot hold are rounded to."""
+"""What codes that the decode unit cannot hold are rounded to."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,17 @@ class Quantised:
 
 @torch.no_grad()
 def quantise(
-    checkpoint: Checkpoint, options: QuantOptions, progress: Progress | None = None
-) -> Quantised:
+    checkpoint: Checkpoint, options: QuantOptions, progress: Progress | None = None,
+    store: LayerStore | None = None,
+) -> Quantised:  # fmt: skip
     """Quantise a checkpoint.
 
     Parameters
     ----------
     checkpoint : with weights. options : see `QuantOptions`.
     progress : told of each step.
+    store : where finished layers are kept, so that only one is in memory; without calibration
+        those of an earlier run are taken over.
 
     Returns
     -------
@@ -80,7 +85,7 @@ def quantise(
         not finite, or calibration text that cannot be used.
     """
     tell = progress or (lambda what, done, total: None)
-    made = _Build(checkpoint, options, tell).result()
+    made = _Build(checkpoint, options, tell, store).result()
     if options.recover == "none":
         return made
     model, report = recover(checkpoint, made.model, options, tell)
@@ -100,17 +105,21 @@ class _Site:
 class _Build:
     """One run of `quantise`."""
 
-    def __init__(self, checkpoint: Checkpoint, options: QuantOptions, progress: Progress) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, options: QuantOptions, progress: Progress,
+        store: LayerStore | None,
+    ) -> None:  # fmt: skip
+        self.store = store
         self.checkpoint, self.options, self.progress = checkpoint, options, progress
         self.config = config = checkpoint.config
         check_supported(config)
         self.length = options.length(config.max_length)
         self.scheme = options.scheme(_is_quantised(checkpoint))
-        self.ends = fold_ends(checkpoint)
         self.report = QuantReport(
             AS_IS if self.scheme is None else str(self.scheme), options.sparsity, "none"
         )
         self.pruning = Pruning(options.kept, options.pruning, options.masks == "rows")
+        self.as_is = AsIsReport()
         self.streams: Streams | None = None
         self.ladder: Ladder | None = None
         self.pruned: dict[str, Tensor] = {}
@@ -118,6 +127,11 @@ class _Build:
         self.head_curvature: Tensor | None = None
         if config.activation == "gelu_erf":
             self.note("GELU is computed in its tanh form")
+
+    @cached_property
+    def ends(self) -> FoldedEnds:
+        """Embedding and head, read when they are first needed."""
+        return fold_ends(self.checkpoint)
 
     def note(self, text: str) -> None:
         """Tell the user something once."""
@@ -180,15 +194,27 @@ class _Build:
         if self.scheme is not None:
             return None
         codes = self.checkpoint.codes(f"{name}.weight")
-        wanted = self.options.kept == 16 and (name != "head" or self.options.head_bits == 8)
-        if codes is None or not can_keep(codes) or self.config.norm != "rms" or not wanted:
-            self.note(f"codes that cannot be held as they are stored become {FALLBACK}")
+        why = "the checkpoint has no codes of it" if codes is None else self._unwanted(name)
+        if codes is None or (why := why or obstacle(codes)) is not None:
+            self.as_is.refused(name, why or "")
             return None
         order = None
         if self.config.rope is not None and name.endswith((".q", ".k")):
             heads = codes.levels.shape[0] // self.config.head_dim
             order = pair_order(heads, self.config.head_dim).numpy()
-        return stored_matrix(codes, order, None if row_factor is None else row_factor.numpy())
+        made = keep(codes, order, None if row_factor is None else row_factor.numpy())
+        self.as_is.kept(name, made)
+        return made.tensor
+
+    def _unwanted(self, name: str) -> str | None:
+        """Why the codes of a matrix cannot stay although the decode unit may hold them."""
+        if name == "head":
+            return None if self.options.head_bits == 8 else "--head-bits asks for another width"
+        if self.options.kept != 16:
+            return "--sparsity drops weights"
+        if self.config.norm == "layer" and name.endswith((".o", ".down")):
+            return "its rows are centred, as LayerNorm becomes RMSNorm"
+        return None
 
     def _rounded(self, name: str, weight: Tensor, bits: int, site: _Site | None) -> QuantTensor:
         """Prune and round one matrix; the head stays dense."""
@@ -248,6 +274,7 @@ class _Build:
             if not smooth_k:
                 return made, {}
             smoothing = smooth.smoothing_from_weights(layer, config)
+            smoothing = smoothing if free else powers_of_two(smoothing)
             rows = {} if free else smooth.row_factors(smoothing, config.heads)
             return made | {"smooth k": smooth.apply_smoothing(layer, smoothing)}, rows
         x, exact = streams.x[:EASING_SEQUENCES], streams.exact
@@ -270,6 +297,7 @@ class _Build:
             for name, energy in energies.items()
         )
         smoothing = smooth.smoothing_from_heads(q, k, streams.rounded, noise, turn=free)
+        smoothing = smoothing if free else powers_of_two(smoothing)
         rows = {} if free else smooth.row_factors(smoothing, config.heads)
         return made | {"smooth k": smooth.apply_smoothing(layer, smoothing)}, rows
 
@@ -329,6 +357,17 @@ class _Build:
         streams.add("down", layer, rounded, h, g)
         self.report.residual_errors.append(streams.residual_error())
 
+    def _store_layer(self, store: LayerStore, index: int, widths: dict[str, int]) -> None:
+        """Make a layer and put it away, or find it; what it was made from depends on no other."""
+        if self.streams is None and store.has(index):
+            self.report.matrices += store.reports(index)
+            self.as_is.events += store.events(index)
+            self.note("layers that an earlier run had finished were taken over")
+            return
+        matrices, events = len(self.report.matrices), len(self.as_is.events)
+        layer = self._layer(index, widths)
+        store.save(index, layer, self.report.matrices[matrices:], self.as_is.events[events:])
+
     # ------------------------------------------------------------------ after the layers
 
     def _head(self) -> QuantLinear:
@@ -361,11 +400,17 @@ class _Build:
         widths, layers = self._widths(), []
         for index in range(self.config.layers):
             self.progress("quantise layers", index, self.config.layers + 1)
-            layers.append(self._layer(index, widths[index]))
+            if self.store is None:
+                layers.append(self._layer(index, widths[index]))
+            else:
+                self._store_layer(self.store, index, widths[index])
         self.progress("quantise layers", self.config.layers, self.config.layers + 1)
         original = self.ends
         head = self._head()  # before the model: it may move a part of the final norm's gain
-        model = self._model(tuple(layers), head)
+        for text in self.as_is.notes(str(FALLBACK)):
+            self.note(text)
+        stored = None if self.store is None else StoredLayers(self.store, self.config.layers)
+        model = self._model(tuple(layers) if stored is None else stored, head)
         self.progress("quantise layers", self.config.layers + 1, self.config.layers + 1)
         self.report.code_bits, self.report.average_weight_bits = average_bits(model)
         self._report_passes(original, head)
@@ -408,7 +453,7 @@ class _Build:
         }
         self.report.passes = pass_reports(methods, bits, weights, errors, found)
 
-    def _model(self, layers: tuple[QuantLayer, ...], head: QuantLinear) -> QuantModel:
+    def _model(self, layers: Sequence[QuantLayer], head: QuantLinear) -> QuantModel:
         config, ends = self.config, self.ends
         positions = None if ends.positions is None else ends.positions[: self.length]
         cos, sin = (None, None) if config.rope is None else rope_tables(config, self.length)

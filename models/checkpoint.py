@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flightllm.models.codes import Codes
 from flightllm.models.config import ModelConfig, tensor_shapes
 from flightllm.spec.errors import InputError
 
@@ -24,20 +26,6 @@ if TYPE_CHECKING:
     from flightllm.models.llama2c import Llama2cFile
 
 __all__ = ["Checkpoint", "Codes", "open_checkpoint"]
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A matrix as a checkpoint stores it: W[r, k] = levels[r, k] * scales[r, k // group].
-
-    Members
-    -------
-    levels : int8 [rows, columns]. scales : float32 [rows, columns // group].
-    """
-
-    levels: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    group: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +39,9 @@ class Checkpoint:
     source : what was opened, for messages and reports.
     folder : where it lies (and where its tokeniser is looked for), or None.
     code_readers : the same for matrices that the checkpoint stores quantised.
+    tokenizer : gives the folder or model file by which `load_tokenizer` finds the tokeniser, where
+        that is not `folder`.
+    notes : what a user should know of how the file was read.
     """
 
     config: ModelConfig
@@ -58,6 +49,8 @@ class Checkpoint:
     source: str
     folder: Path | None = None
     code_readers: Mapping[str, Callable[[], Codes]] = field(default_factory=dict, repr=False)
+    tokenizer: Callable[[], Path] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_tensors(
@@ -81,6 +74,10 @@ class Checkpoint:
                 )
             readers[name] = _constant(tensor)
         return cls(config, readers, source)
+
+    def tokenizer_home(self) -> Path | None:
+        """Where `load_tokenizer` finds the model's tokeniser, if anywhere."""
+        return self.folder if self.tokenizer is None else self.tokenizer()
 
     @property
     def shape_only(self) -> bool:
@@ -133,12 +130,12 @@ def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder, a llama2.c file or a zoo entry.
+    """Open a Hugging Face folder, a GGUF or llama2.c file or a zoo entry.
 
     Parameters
     ----------
-    model : a folder with config.json, a .bin file of llama2.c, or a name of `zoo.names()`; a name
-        wins over a folder of that name ("./demo" means the folder).
+    model : a folder with config.json, a GGUF file, a .bin file of llama2.c, or a name of
+        `zoo.names()`; a name wins over a folder of that name ("./demo" means the folder).
 
     Raises
     ------
@@ -153,8 +150,8 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
     if path.is_dir():
         from flightllm.models.hf import read_folder
 
-        config, readers = read_folder(path)
-        return Checkpoint(config, readers, text, path)
+        made = read_folder(path)
+        return Checkpoint(made.config, made.readers, text, path, made.codes)
     if path.is_file():
         return _open_file(path)
     raise InputError(
@@ -173,25 +170,56 @@ def _open_zoo(name: str) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    from flightllm.models.llama2c import Llama2cFile
-
+    """Recognise a file by what it begins with, and by its name where that says nothing."""
     try:
         with path.open("rb") as raw:
-            zipped = raw.read(2) == b"PK"
-        if zipped or path.suffix != ".bin":
+            first = raw.read(4)
+        if first == b"GGUF":
+            return _open_gguf(path)
+        if first[:2] == b"PK" or path.suffix != ".bin":
             raise InputError(
-                f"{path}: is no llama2.c model; of a Hugging Face model give the folder"
+                f"{path}: is no llama2.c model, nor GGUF; of a Hugging Face model give the folder"
             )
-        file = Llama2cFile(path)
+        return _open_llama2c(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from flightllm.models.gguf_model import read_gguf
+
+    made = read_gguf(path)
+    home = None if made.tokenizer is None else _Written(made.tokenizer)
+    return Checkpoint(made.config, made.readers, str(path), None, made.codes, home)
+
+
+class _Written:
+    """A folder of files made from texts when it is first asked for; it goes with this object."""
+
+    def __init__(self, texts: Callable[[], Mapping[str, str]]) -> None:
+        self._texts = texts
+        self._folder: TemporaryDirectory[str] | None = None
+
+    def __call__(self) -> Path:
+        if self._folder is None:
+            texts = self._texts()
+            self._folder = TemporaryDirectory(prefix="flightllm-tokenizer-")
+            for name, text in texts.items():
+                (Path(self._folder.name) / name).write_text(text, encoding="utf-8")
+        return Path(self._folder.name)
+
+
+def _open_llama2c(path: Path) -> Checkpoint:
+    from flightllm.models.llama2c import Llama2cFile
+
+    file = Llama2cFile(path)
     readers = {name: _tensor_reader(file, name) for name in file.names}
     codes = {
         name: _codes_reader(read, file.header.group)
         for name in file.names
         if (read := file.codes_reader(name)) is not None
     }
-    return Checkpoint(file.header.config, readers, str(path), path.parent, codes)
+    return Checkpoint(file.header.config, readers, str(path), path.parent, codes, lambda: path)
 
 
 def _tensor_reader(file: Llama2cFile, name: str) -> Callable[[], torch.Tensor]:

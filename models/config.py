@@ -15,7 +15,7 @@ __all__ = ["FAMILIES", "ModelConfig", "RopeConfig", "tensor_shapes"]
 
 FAMILIES = ("llama", "opt", "gpt2")
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_erf")
-ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+ROPE_KINDS = ("default", "linear", "llama3", "yarn", "explicit")
 MAX_LAYERS = 4096
 MAX_SIZE = 2**31 - 1
 
@@ -27,13 +27,15 @@ class RopeConfig:
     Members
     -------
     theta : base of the geometric frequencies.
-    kind : "default", "linear", "llama3" or "yarn".
+    kind : "default", "linear", "llama3", "yarn" or "explicit".
     factor : stretching factor, at least 1 (1 for "default").
     original_length : context before stretching, in tokens ("llama3" and "yarn").
     low_freq_factor, high_freq_factor : bounds of the interpolated band ("llama3").
     beta_fast, beta_slow : rotations that bound the ramp ("yarn", arXiv 2309.00071).
     attention_factor : what cos and sin are multiplied with ("yarn"; 1 elsewhere).
     truncate : whether the ramp's bounds are rounded outwards to whole dimensions ("yarn").
+    frequencies : radians that a position turns each pair by, float32 values ("explicit": what a
+        file lists outright).
     """
 
     theta: float = 10000.0
@@ -46,6 +48,7 @@ class RopeConfig:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    frequencies: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
@@ -59,6 +62,8 @@ class RopeConfig:
                 f"rope.original_length: {self.original_length} is not a context length,"
                 f" which {self.kind} scaling needs"
             )
+        if (self.kind == "explicit") != bool(self.frequencies):
+            raise InputError("rope.frequencies: explicit RoPE needs them, and no other kind does")
         if self.kind == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             raise InputError(
                 f"rope.low_freq_factor: {self.low_freq_factor} does not lie between 0 and"
@@ -157,6 +162,12 @@ class ModelConfig:
             raise InputError(
                 f"{self.name}: head_dim {self.head_dim} is odd, but RoPE turns pairs of dimensions"
             )
+        if self.rope is not None and self.rope.kind == "explicit":
+            if len(self.rope.frequencies) != self.head_dim // 2:
+                raise InputError(
+                    f"{self.name}: {len(self.rope.frequencies)} RoPE frequencies are not one for"
+                    f" each of {self.head_dim // 2} pairs"
+                )
         if self.window is not None and self.window < 1:
             raise InputError(
                 f"{self.name}: window must be a positive number of tokens, not {self.window}"

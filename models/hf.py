@@ -1,28 +1,29 @@
 """Hugging Face folders: config.json with safetensors or PyTorch weights, single or sharded.
 
-Weights stay on disk: safetensors files are memory-mapped and PyTorch files are read with
-`weights_only=True, mmap=True`, so that nothing in them is ever executed. Every tensor's presence,
-type and shape is checked when the folder is opened, from the files' headers alone.
+Quantised checkpoints (GPTQ, AWQ, compressed-tensors) are told by their quantization_config. Every
+tensor's presence, type and shape is checked when the folder is opened, from the files' headers
+alone.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from flightllm.models.codes import Codes
 from flightllm.models.config import ModelConfig, tensor_shapes
-from flightllm.models.hf_config import read_config, read_json
+from flightllm.models.hf_config import config_from_dict, read_json
+from flightllm.models.hf_quantized import PackedMatrix, QuantScheme, packed_matrix, read_scheme
+from flightllm.models.weight_files import Entry, all_entries
 from flightllm.spec.errors import InputError
 
-__all__ = ["Stored", "read_folder", "stored_tensors"]
+__all__ = ["HfFolder", "Stored", "read_folder", "stored_tensors"]
 
-_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FLOATS = ("float32", "float16", "bfloat16")
 _OPT_ROWS = 2
 """Rows that OPT's position table carries in front of position 0."""
 
@@ -74,8 +75,12 @@ _PREFIXES = {
     "opt": ("model.decoder.", "decoder."),
     "gpt2": ("transformer.", ""),
 }
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Endings of constants that older versions of transformers stored beside the weights."""
+_BUFFERS = (
+    ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq",
+    ".input_scale", ".input_zero_point", ".output_scale", ".k_scale", ".v_scale",
+)  # fmt: skip
+"""Endings of what is no weight: constants that older versions of transformers stored, and scales of
+activations and of the KV cache, which the device makes for each token."""
 
 
 @dataclass(frozen=True)
@@ -138,106 +143,13 @@ def stored_tensors(config: ModelConfig, prefix: str | None = None) -> dict[str, 
     return {name: _stored(config, name, shape, prefix) for name, shape in shapes.items()}
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor of a weight file: its type and shape by the header, and how to read it."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    read: Callable[[], torch.Tensor]
-
-
-def _safetensors_entries(path: Path) -> dict[str, _Entry]:
-    try:
-        handle: Any = safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is not a whole safetensors file ({error})") from error
-    entries = {}
-    for name in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
-        view = handle.get_slice(name)
-        dtype = _TYPES.get(view.get_dtype(), view.get_dtype())
-
-        def read(name: str = name) -> torch.Tensor:
-            tensor: torch.Tensor = handle.get_tensor(name)
-            return tensor
-
-        entries[name] = _Entry(path, dtype, tuple(view.get_shape()), read)
-    return entries
-
-
-def _torch_entries(path: Path) -> dict[str, _Entry]:
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: refused, it holds something other than tensors, which loading would execute"
-        ) from error
-    except Exception as error:  # a corrupt pickle makes the unpickler fail in any way
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: is not a whole PyTorch weight file ({line})") from error
-    if not isinstance(data, Mapping):
-        raise InputError(f"{path}: holds a {type(data).__name__}, not tensors by name")
-    entries = {}
-    for name, tensor in data.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise InputError(f"{path}: entry {name!r} is not a tensor")
-        dtype = str(tensor.dtype).removeprefix("torch.")
-
-        def read(tensor: torch.Tensor = tensor) -> torch.Tensor:
-            return tensor.detach()
-
-        entries[name] = _Entry(path, dtype, tuple(tensor.shape), read)
-    return entries
-
-
-_Opener = Callable[[Path], dict[str, _Entry]]
-
-
-def _sharded_entries(index: Path, opener: _Opener) -> dict[str, _Entry]:
-    """All tensors an index names; each must lie in the shard the index says."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise InputError(f"{index}: has no weight_map from tensor names to files")
-    for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise InputError(f"{index}: tensor {name!r} lies in {file!r}, which is no file name")
-    entries: dict[str, _Entry] = {}
-    for file in dict.fromkeys(places.values()):
-        path = index.parent / file
-        if not path.is_file():
-            raise InputError(f"{index}: names the file {file}, which is missing")
-        entries |= {name: part for name, part in opener(path).items() if places.get(name) == file}
-    for name, file in places.items():
-        if name not in entries:
-            raise InputError(f"{index}: tensor {name!r} is missing from {file}")
-    return entries
-
-
-def _all_entries(folder: Path) -> tuple[Path, dict[str, _Entry]]:
-    """The weight file (or index) of a folder and every tensor in it; safetensors come first."""
-    kinds: tuple[tuple[str, _Opener], ...] = (
-        ("model.safetensors", _safetensors_entries),
-        ("pytorch_model.bin", _torch_entries),
-    )
-    for file, opener in kinds:
-        single, index = folder / file, folder / f"{file}.index.json"
-        if single.is_file():
-            return single, opener(single)
-        if index.is_file():
-            return index, _sharded_entries(index, opener)
-    raise InputError(
-        f"{folder}: holds no weights (model.safetensors or pytorch_model.bin, or their index.json)"
-    )
-
-
-def _prefix(config: ModelConfig, entries: Mapping[str, _Entry]) -> str:
+def _prefix(config: ModelConfig, entries: Mapping[str, Entry]) -> str:
     candidates = _PREFIXES[config.family]
     embed = _OUTER[config.family]["embed"]
     return next((text for text in candidates if text + embed in entries), candidates[0])
 
 
-def _check_entry(stored: Stored, entries: Mapping[str, _Entry], source: Path) -> _Entry:
+def _check_entry(stored: Stored, entries: Mapping[str, Entry], source: Path) -> Entry:
     expected = list(stored.shape)
     entry = entries.get(stored.name)
     if entry is None:
@@ -247,44 +159,103 @@ def _check_entry(stored: Stored, entries: Mapping[str, _Entry], source: Path) ->
             f"{entry.file}: tensor {stored.name!r} has shape {list(entry.shape)}, but config.json"
             f" makes it {expected}"
         )
-    if entry.dtype not in _TYPES.values():
+    if entry.dtype not in _FLOATS:
         raise InputError(
             f"{entry.file}: tensor {stored.name!r} has type {entry.dtype}, expected one of"
-            f" {', '.join(_TYPES.values())}"
+            f" {', '.join(_FLOATS)}"
         )
     return entry
 
 
-def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Callable[[], torch.Tensor]]]:
-    """Open a Hugging Face folder.
+@dataclass(frozen=True)
+class HfFolder:
+    """An open folder: its configuration and a function per canonical tensor that reads it.
 
-    Returns
+    Members
     -------
-    The configuration, and a function per canonical tensor that reads it.
+    readers : of every tensor, as float. codes : of the matrices that are stored quantised.
+    """
+
+    config: ModelConfig
+    readers: dict[str, Callable[[], torch.Tensor]]
+    codes: dict[str, Callable[[], Codes]]
+
+
+def _config_json(folder: Path) -> tuple[dict[str, Any], str]:
+    """The object of config.json, with the scheme that quantisers keep in a file of their own."""
+    path = folder / "config.json"
+    data = read_json(path)
+    for name in ("quantize_config.json", "quant_config.json"):
+        beside = folder / name
+        if data.get("quantization_config") is None and beside.is_file():
+            scheme = read_json(beside)
+            method = "gptq" if name == "quantize_config.json" else "awq"
+            data["quantization_config"] = {"quant_method": method, **scheme}
+    return data, str(path)
+
+
+def read_folder(folder: Path) -> HfFolder:
+    """Open a Hugging Face folder.
 
     Raises
     ------
     InputError : a file is absent, truncated or unsafe; a tensor is missing, unexpected, of a wrong
-        type or of a shape that config.json contradicts.
+        type or of a shape that config.json contradicts; the quantisation is one that is not read.
     """
-    config = read_config(folder)
-    source, entries = _all_entries(folder)
+    data, where = _config_json(folder)
+    config = config_from_dict(data, where, folder.resolve().name)
+    scheme = read_scheme(data, where)
+    source, entries = all_entries(folder)
     wanted = stored_tensors(config, _prefix(config, entries))
-    readers: dict[str, Callable[[], torch.Tensor]] = {}
-    for name, stored in wanted.items():
-        entry = _check_entry(stored, entries, source)
-        readers[name] = _reader(stored, entry)
-    used = {stored.name for stored in wanted.values()}
+    made = HfFolder(config, {}, {})
     # A tied head that is stored all the same is the embedding once more, as in transformers.
-    used |= {"lm_head.weight"} if config.tied else set()
+    used = {"lm_head.weight"} if config.tied else set()
+    for name, stored in wanted.items():
+        packed = None if scheme is None else _packed(name, stored, entries, scheme, source)
+        if packed is None:
+            made.readers[name] = _reader(stored, _check_entry(stored, entries, source))
+            used.add(stored.name)
+        else:
+            made.codes[name] = read = _codes_reader(stored, packed)
+            made.readers[name] = _float_reader(read)
+            used |= {*packed.names, *_empty_bias(stored, wanted, entries)}
     for name in entries:
         if name not in used and not name.endswith(_BUFFERS):
             raise InputError(
                 f"{source}: tensor {name!r} {list(entries[name].shape)} has no place in the model"
                 f" that config.json describes"
             )
-    return config, readers
+    return made
 
 
-def _reader(stored: Stored, entry: _Entry) -> Callable[[], torch.Tensor]:
+def _packed(
+    name: str, stored: Stored, entries: Mapping[str, Entry], scheme: QuantScheme, source: Path
+) -> PackedMatrix | None:
+    if len(stored.shape) != 2 or name in ("embed", "positions"):
+        return None
+    rows, columns = stored.shape[::-1] if stored.transposed else stored.shape
+    module = stored.name.removesuffix(".weight")
+    return packed_matrix(entries, module, (rows, columns), scheme, source)
+
+
+def _empty_bias(
+    stored: Stored, wanted: Mapping[str, Stored], entries: Mapping[str, Entry]
+) -> set[str]:
+    """The bias that old GPTQ files give to modules without one: all zeros."""
+    bias = stored.name.removesuffix("weight") + "bias"
+    known = any(other.name == bias for other in wanted.values())
+    if known or bias not in entries or bool(entries[bias].read().any()):
+        return set()
+    return {bias}
+
+
+def _codes_reader(stored: Stored, packed: PackedMatrix) -> Callable[[], Codes]:
+    return lambda: packed.codes().rows(slice(stored.start, stored.stop))
+
+
+def _float_reader(read: Callable[[], Codes]) -> Callable[[], torch.Tensor]:
+    return lambda: torch.from_numpy(read().weights())
+
+
+def _reader(stored: Stored, entry: Entry) -> Callable[[], torch.Tensor]:
     return lambda: stored.extract(entry.read())

@@ -407,8 +407,6 @@ def config_from_dict(data: dict[str, Any], where: str, name: str = "model") -> M
             f"architectures {classes!r} is not supported: model_type {kind!r} needs"
             f" ['{ARCHITECTURES[kind]}']"
         )
-    if fields.has("quantization_config"):
-        raise fields.fail("the checkpoint is already quantised, in a format that is not supported")
     try:
         return _READERS[kind](fields, kind, name)
     except InputError as error:

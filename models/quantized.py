@@ -7,6 +7,7 @@ adjacent pairs (2i, 2i+1) of a head, K smoothing stands inside Wq and Wk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,6 @@ class QuantModel:
     positions: NDArray[np.float16] | None
     cos: F32 | None
     sin: F32 | None
-    layers: tuple[QuantLayer, ...]
+    layers: Sequence[QuantLayer]
     final_norm: F32
     head: QuantLinear

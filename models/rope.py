@@ -59,6 +59,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> NDArray[np.float32]:
             frequencies = _llama3(rope, frequencies)
         case "yarn":
             frequencies = _yarn(rope, frequencies)
+        case "explicit":
+            frequencies = np.array(rope.frequencies)
         case _:
             raise InputError(f"rope: {rope.kind!r} scaling is not supported")
     return frequencies.astype(np.float32)

@@ -16,10 +16,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,16 @@ from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError, VerifyError
 from flightllm.spec.formats import ALIGN
 
-__all__ = ["CoreCode", "ModelFacts", "Program", "Segment", "load_program", "save_program"]
+__all__ = [
+    "CoreCode", "ModelFacts", "Piece", "Program", "Segment", "load_program", "save_program",
+]  # fmt: skip
 
 VERSION = 1
 MAGIC = "flightllm-program"
 U8 = NDArray[np.uint8]
+Piece = tuple[int, int, U8]
+"""Channel, offset in its part of the segment, and bytes."""
+READ_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,8 @@ class Program:
     Members
     -------
     image : for each (core, segment name) a callable that returns its bytes uint8 [channels, size];
-        empty for a shape-only program. folder : where it was loaded from, if it was.
+        empty for a shape-only program. pieces : the same for segments too large to be made at
+        once; what no piece covers is zero. folder : where it was loaded from, if it was.
     report : what the compiler says of it (sizes, widths); free form.
     """
 
@@ -106,6 +112,7 @@ class Program:
     cores: list[CoreCode]
     segments: list[Segment]
     image: dict[tuple[int, str], Callable[[], U8]] = field(default_factory=dict)
+    pieces: dict[tuple[int, str], Callable[[], Iterator[Piece]]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     digest: str = ""
@@ -209,24 +216,57 @@ def _write_image(program: Program, path: Path,
         return program.segments
     channels = program.config.channels
     total = sum(s.size * channels[s.core] for s in program.segments if not s.writable)
-    done, out = 0, []
-    with path.open("wb") as file:
+    start, out = 0, []
+    with path.open("w+b") as file:
+        file.truncate(total)
         for segment in program.segments:
             if segment.writable:
                 out.append(segment)
                 continue
-            data = np.ascontiguousarray(program.data(segment))
-            if data.shape != (channels[segment.core], segment.size) or data.dtype != np.uint8:
-                raise VerifyError(
-                    f"segment {segment.name!r} of core {segment.core}: {data.dtype} {data.shape}, "
-                    f"expected uint8 {(channels[segment.core], segment.size)}"
-                )
-            file.write(data.data)
-            out.append(dataclasses.replace(segment, sha256=_sha256([data.data])))
-            done += data.nbytes
+            done = 0
+            for channel, offset, data in _contents(program, segment):
+                file.seek(start + channel * segment.size + offset)
+                file.write(data.data)
+                done += data.nbytes
+                if progress:
+                    progress(start + done, total)
+            size = segment.size * channels[segment.core]
+            digest = _sha256(_read(file, start, size))
+            out.append(dataclasses.replace(segment, sha256=digest))
+            start += size
             if progress:
-                progress(done, total)
+                progress(start, total)
     return out
+
+
+def _contents(program: Program, segment: Segment) -> Iterator[Piece]:
+    """The pieces of a read-only segment, each held against the segment's size."""
+    channels, key = program.config.channels[segment.core], (segment.core, segment.name)
+    if key in program.pieces:
+        for channel, offset, data in program.pieces[key]():
+            if not 0 <= channel < channels or not 0 <= offset <= segment.size - data.nbytes:
+                raise VerifyError(
+                    f"segment {segment.name!r} of core {segment.core}: {data.nbytes} bytes at"
+                    f" {offset} of channel {channel} do not fit {segment.size} bytes of {channels}"
+                )
+            yield channel, offset, np.ascontiguousarray(data)
+        return
+    data = np.ascontiguousarray(program.data(segment))
+    if data.shape != (channels, segment.size) or data.dtype != np.uint8:
+        raise VerifyError(
+            f"segment {segment.name!r} of core {segment.core}: {data.dtype} {data.shape}, "
+            f"expected uint8 {(channels, segment.size)}"
+        )
+    yield 0, 0, data
+
+
+def _read(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+    """A part of a file, some MiB at a time."""
+    file.seek(start)
+    while size:
+        part = file.read(min(size, READ_AT_ONCE))
+        size -= len(part)
+        yield part
 
 
 def load_program(folder: Path, verify: bool = True) -> Program:

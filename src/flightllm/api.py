@@ -22,6 +22,7 @@ from flightllm.spec.image import Program, load_program, save_program
 if TYPE_CHECKING:
     from flightllm.compiler.quantise import Quantised
     from flightllm.compiler.scheme import QuantOptions
+    from flightllm.compiler.store import LayerStore
     from flightllm.evaluation import Evaluation
     from flightllm.models.checkpoint import Checkpoint
     from flightllm.models.tokenizer import Tokenizer
@@ -36,8 +37,10 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+LARGE = 1 << 28
+"""Weights from which on finished layers are kept on disk, not in memory, while compiling."""
 LENGTHS = ("adaptive", "bucketed", "unrolled")
-_TOKENIZER_FILES = (
+_TOKENIZER_FILES: tuple[str, ...] = (
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json",
     "chat_template.jinja",
 )  # fmt: skip
@@ -133,14 +136,15 @@ def build(
     tokenizer = tokenizer_of(checkpoint)
     facts, shape_only = checkpoint.config, checkpoint.shape_only
     clock.note("open")
-    program, quantised = None, None
+    program, quantised, store = None, None, None
     if shape_only or options.scheme(bool(checkpoint.code_readers)) is not None:
         # With weights this is for its errors: what does not fit must not be quantised first.
         dumped = texts if shape_only else None
         program = build_shape_program(facts, options, config, max_length, dumped)
         clock.note("build")
     if program is None or not shape_only:
-        quantised = _quantised(checkpoint, options, texts, progress)
+        store = _store(checkpoint, options, folder)
+        quantised = _quantised(checkpoint, options, texts, progress, store)
         clock.note("quantise")
         ends = (facts.bos, facts.eos)
         if tokenizer is not None:
@@ -149,18 +153,30 @@ def build(
         clock.note("build")
     if folder is not None:
         _save(program, checkpoint, folder, progress)
+        if store is not None:
+            store.remove()
         clock.note("save")
     if report is not None:
         write_report(report, checkpoint, quantised)
     return Compilation(program, checkpoint, tokenizer, quantised, clock.seconds)
 
 
+def _store(checkpoint: Checkpoint, options: QuantOptions, out: Path | None) -> LayerStore | None:
+    """Where a large model's finished layers are kept until its program is written."""
+    if out is None or checkpoint.config.parameters < LARGE:
+        return None
+    from flightllm.compiler.store import LayerStore, run_digest
+
+    return LayerStore(out.with_name(f".{out.name}.work"), run_digest(checkpoint, options))
+
+
 def _quantised(
-    checkpoint: Checkpoint, options: QuantOptions, dump: Path | None, progress: Progress | None
-) -> Quantised:
+    checkpoint: Checkpoint, options: QuantOptions, dump: Path | None, progress: Progress | None,
+    store: LayerStore | None,
+) -> Quantised:  # fmt: skip
     from flightllm.compiler.quantise import quantise
 
-    made = quantise(checkpoint, options, progress)
+    made = quantise(checkpoint, options, progress, store)
     if dump is not None:
         dump.mkdir(parents=True, exist_ok=True)
         (dump / "2-quantise-report.txt").write_text(str(made.report), encoding="utf-8")
@@ -246,11 +262,12 @@ def _save(
 
 def _tokenizer_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that `load_tokenizer` needs of a model, to lie beside its program."""
-    folder = checkpoint.folder
-    if folder is None:
+    home = checkpoint.tokenizer_home()
+    if home is None:
         return []
-    names: tuple[str, ...] = _TOKENIZER_FILES
-    if Path(checkpoint.source).is_file():  # llama2.c's tokeniser, the first of these names
+    folder, names = home, tuple(_TOKENIZER_FILES)
+    if home.is_file():  # llama2.c's tokeniser, the first of these names
+        folder = home.parent
         names = (f"tok{checkpoint.config.vocab}.bin", "tokenizer.bin")
         return [folder / name for name in names if (folder / name).is_file()][:1]
     return [folder / name for name in names if (folder / name).is_file()]

@@ -145,7 +145,6 @@ def test_rope_scaling_in_both_spellings() -> None:
             "original_max_position_embeddings is 128 here but 99 outside",
         ),
         (LLAMA, {"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
-        (LLAMA, {"quantization_config": {"bits": 4}}, "already quantised"),
         (LLAMA, {"layer_types": ["full_attention", "sliding_attention"]}, "some layers slide"),
         (LLAMA, {"layer_types": ["sliding_attention"]}, "contradicts sliding_window"),
         (MISTRAL, {"sliding_window": ...}, "field 'sliding_window' is missing"),
