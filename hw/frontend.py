@@ -53,6 +53,7 @@ class UnitFrontEnd(wiring.Component):
     function, flags : of the running instruction. start : a pulse when it starts; `operands` hold
     until `done`. done : In, the unit's pulse when the instruction's last result is visible; not in
     the cycle of `start`. busy : between start and done. idle : nothing runs, nothing waits.
+    complete : Out, the next instruction is collected; next_function, next_operands : of it.
     Operand `i` (32 bits) of the running instruction is ``operands[i]``; `operand` finds it by name.
     """
 
@@ -66,6 +67,9 @@ class UnitFrontEnd(wiring.Component):
                 "function": Out(4),
                 "flags": Out(12),
                 "operands": Out(data.ArrayLayout(32, max(self._words, 1))),
+                "complete": Out(1),
+                "next_function": Out(4),
+                "next_operands": Out(data.ArrayLayout(32, max(self._words, 1))),
                 "start": Out(1),
                 "done": In(1),
                 "busy": Out(1),
@@ -73,10 +77,11 @@ class UnitFrontEnd(wiring.Component):
             }
         )
 
-    def operand(self, instruction: str, name: str) -> Any:
-        """The operand called `name` while `instruction` runs."""
+    def operand(self, instruction: str, name: str, coming: bool = False) -> Any:
+        """The operand called `name` while `instruction` runs, or when it is the next."""
         kind = next(entry for entry in self._instructions if entry.name == instruction)
-        return self.operands[[operand.name for operand in kind.operands].index(name)]
+        place = [operand.name for operand in kind.operands].index(name)
+        return (self.next_operands if coming else self.operands)[place]
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -86,8 +91,12 @@ class UnitFrontEnd(wiring.Component):
         header, next_header = Signal(HEADER), Signal(HEADER)
         collected, missing = Signal(self.operands.shape()), Signal(range(self._words + 1))
         place = Signal(range(self._words + 1))
-        have_header, complete = Signal(), Signal()
-        m.d.comb += complete.eq(have_header & (missing == 0))
+        have_header, complete = Signal(), self.complete
+        m.d.comb += [
+            complete.eq(have_header & (missing == 0)),
+            self.next_function.eq(next_header.function),
+            self.next_operands.eq(collected),
+        ]
 
         ready = Signal()  # the collected instruction can move into the running one's place
         m.d.comb += [

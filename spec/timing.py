@@ -134,8 +134,10 @@ class EngineTiming:
     Members
     -------
     channels, cells, k_lanes, beat_bytes : its size. parts : writes of a block's 16 rows to F.
-    start : from the start pulse to the array's. beats : from there to the first beat taken.
-    table : more for a format with a code table. slice : from a beat to its slice's first step.
+    command : from the cycle in which a matrix is known to its decode units' commands; fetch : more
+        with a code table. prepared : from there to the array's start, at least; start : from the
+        start pulse to it. beats : from the commands to the first beat taken; table : more for a
+        format with a code table. slice : from a beat to its slice's first step.
     result : from a step to the result memory; late : more with minima.
     drain : from the last move of the epilogue to done.
     distance, integer_distance : cycles between two visits of an accumulator.
@@ -150,8 +152,11 @@ class EngineTiming:
     result: int
     full_pairs: bool
     twin: bool
-    start: int = 2
+    command: int = 2
+    prepared: int = 2
+    start: int = 1
     beats: int = 5
+    fetch: int = 7
     table: int = 20
     slice: int = 5
     late: int = ADD

@@ -3,11 +3,18 @@
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from flightllm.hw.decode.layout import CODES_PER_TABLE, PAIRS_BITS, Command, log2
-from flightllm.hw.engine.job import Job, take_operands
+from flightllm.hw.decode.layout import (
+    CODES_PER_TABLE,
+    KGROUPS_BITS,
+    PAIRS_BITS,
+    Command,
+    FormatWord,
+    log2,
+)
+from flightllm.hw.engine.job import ROWS_BITS, Job, take_operands
 from flightllm.hw.engine.shares import Divider
 from flightllm.hw.engine.size import BLOCK_PAIRS, EngineSize
 from flightllm.hw.frontend import UnitFrontEnd, semaphore_signature
@@ -21,8 +28,27 @@ TABLE_WORDS = CODES_PER_TABLE // 4
 UNITS = {"mm": Unit.MM, "mv": Unit.MV}
 
 
+class Matrix(data.StructLayout):
+    """What the decode units must know of an instruction's matrix.
+
+    Members
+    -------
+    rows, kgroups, first, start, word, table : operands. single : there is one vector.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({
+            "rows": ROWS_BITS, "kgroups": KGROUPS_BITS, "first": ROWS_BITS, "start": ROWS_BITS,
+            "word": FormatWord, "table": 32, "single": 1,
+        })  # fmt: skip
+
+
 class Starter(wiring.Component):
     """One instruction at a time, MM's first where both wait.
+
+    A matrix is prepared, which means that its decode units get their commands, before its
+    instruction has its tokens: as soon as it is collected, if the other unit has nothing to do.
+    Instructions come in program order, which is the order of the matrices in the FIFOs.
 
     Members
     -------
@@ -50,61 +76,116 @@ class Starter(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         self.fronts: dict[str, UnitFrontEnd] = {}
-        waiting: dict[str, Signal] = {}
+        self.waiting: dict[str, Signal] = {}
         for name, unit in UNITS.items():
             m.submodules[name] = front = UnitFrontEnd(unit)
             wiring.connect(m, wiring.flipped(getattr(self, f"{name}_queue")), front.queue)
             wiring.connect(
                 m, front.semaphores, wiring.flipped(getattr(self, f"{name}_semaphores"))
             )
-            self.fronts[name], waiting[name] = front, Signal(name=f"{name}_waiting")
+            self.fronts[name] = front
+            held = Signal(name=f"{name}_held")
+            self.waiting[name] = held | front.start
             with m.If(front.start):
-                m.d.sync += waiting[name].eq(1)
+                m.d.sync += held.eq(1)
             with m.Elif(front.done):
-                m.d.sync += waiting[name].eq(0)
+                m.d.sync += held.eq(0)
         m.d.comb += self.busy.eq(Cat(front.busy for front in self.fronts.values()).any())
+        self.matrix = Signal(Matrix())
+        self.prepared, self.of_mv = Signal(), Signal()
+        self.idle, self.taken = Signal(), Signal()
         self._shares(m)
-        self._states(m, waiting)
+        self._prepare(m)
+        self._run(m)
         return m
 
-    def _states(self, m: Module, waiting: dict[str, Signal]) -> None:
-        job = self.job
-        begin, ended = Signal(), Signal()
-        current = Signal()  # MV's
+    def _prepare(self, m: Module) -> None:
+        matrix = self.matrix
+        begin = Signal()
         fetched = self._table(m, begin)
         m.d.sync += self.pending.eq(self.pending & ~self.accepted)
-        with m.FSM():
+        with m.FSM(name="prepare"):
             with m.State("idle"):
-                for name, signal in reversed(waiting.items()):
-                    with m.If(signal | self.fronts[name].start):
-                        self._take(m, name, current)
+                self._choose(m)
+            with m.State("divide"):
+                m.d.comb += begin.eq(1)
+                m.d.sync += [
+                    self.shares.base.eq(self.units.quotient),
+                    self.shares.extra.eq(self.units.remainder),
+                    self.shares.offset.eq(Mux(matrix.word.cyclic, self.turns.remainder, 0)),
+                ]
+                m.next = "command"
+                with m.If(matrix.word.table):
+                    m.next = "table"
+            with m.State("table"), m.If(fetched):
+                m.next = "command"
+            with m.State("command"):
+                m.d.comb += self.offered.eq(~self.empty)
+                m.d.sync += [self.pending.eq(self.offered & ~self.accepted), self.prepared.eq(1)]
+                m.next = "held"
+            with m.State("held"):
+                with m.If(self.taken):
+                    m.d.sync += self.prepared.eq(0)
+                with m.If(~self.prepared & ~self.pending.any()):
+                    m.next = "idle"
+
+    def _choose(self, m: Module) -> None:
+        """Prepare what has its tokens, else what is collected."""
+        for coming in (True, False):
+            for name, front in reversed(self.fronts.items()):
+                others = [other.idle for key, other in self.fronts.items() if key != name]
+                ready = front.complete & Cat(others).all() if coming else (
+                    self.idle & self.waiting[name]
+                )
+                with m.If(ready & self._has_matrix(name, coming)):
+                    self._take_matrix(m, name, coming)
+
+    def _has_matrix(self, name: str, coming: bool = False) -> Any:
+        """The unit's instruction, or its next one, takes a matrix."""
+        front, linear = self.fronts[name], by_name(f"{name}.linear")
+        function = front.next_function if coming else front.function
+        return (function == linear.function) & (front.operand(linear.name, "rows", coming) != 0)
+
+    def _take_matrix(self, m: Module, name: str, coming: bool) -> None:
+        front, kind = self.fronts[name], by_name(f"{name}.linear")
+        matrix = self.matrix
+
+        def operand(field: str) -> Any:
+            return front.operand(kind.name, field, coming)
+
+        single = operand("n2") == 1
+        if name == "mm":
+            single = single & (operand("n1") == 1)
+        m.d.sync += [
+            getattr(matrix, field).eq(operand(field))
+            for field in ("rows", "kgroups", "first", "start", "table")
+        ]
+        m.d.sync += [
+            matrix.word.eq(operand("fmt")), self.of_mv.eq(name == "mv"),
+            matrix.single.eq(single if self.size.twin else 0),
+        ]  # fmt: skip
+        m.next = "divide"
+
+    def _run(self, m: Module) -> None:
+        ended, current = Signal(), Signal()  # current: MV's
+        with m.FSM(name="run"):
+            with m.State("idle"):
+                m.d.comb += self.idle.eq(1)
+                for name in reversed(self.fronts):
+                    mine = self.prepared & (self.of_mv == (name == "mv"))
+                    with m.If(self.waiting[name] & ~self._has_matrix(name)):
+                        m.d.sync += current.eq(name == "mv")
+                        m.next = "nothing"
+                    with m.Elif(self.waiting[name] & mine):
+                        self._take(m, name)
+                        m.d.sync += current.eq(name == "mv")
+                        m.next = "start"
             with m.State("nothing"):
                 m.d.comb += ended.eq(1)
                 m.next = "idle"
-            with m.State("divide"):
-                most = self.units.quotient + self.units.remainder.any()
-                m.d.comb += [
-                    begin.eq(1),
-                    self.units.i.eq(self._unit_count(job)),
-                    self.turns.i.eq(job.first + job.start),
-                ]
-                m.d.sync += [
-                    job.twin.eq((job.n1 == 1) & (job.n2 == 1) if self.size.twin else 0),
-                    self.base.eq(self.units.quotient), job.extra.eq(self.units.remainder),
-                    job.offset.eq(Mux(job.word.cyclic, self.turns.remainder, 0)),
-                    job.pairs.eq(Mux(job.word.cyclic, most << log2(BLOCK // 2), most)),
-                ]
-                m.next = "start"
             with m.State("start"):
-                m.d.comb += [self.start.eq(1), self.offered.eq(Mux(job.word.table, 0, ~self.empty))]
-                m.d.sync += self.pending.eq(self.offered & ~self.accepted)
+                m.d.comb += self.start.eq(1)
                 m.next = "settle"
-                with m.If(job.word.table):
-                    m.next = "table"
-            with m.State("table"), m.If(fetched):
-                m.d.comb += self.offered.eq(~self.empty)
-                m.d.sync += self.pending.eq(self.offered & ~self.accepted)
-                m.next = "run"
             with m.State("settle"):  # `done` is the last instruction's until now
                 m.next = "run"
             with m.State("run"), m.If(self.done):
@@ -112,60 +193,69 @@ class Starter(wiring.Component):
                 m.next = "idle"
         for name, front in self.fronts.items():
             m.d.comb += front.done.eq(ended & (current == (name == "mv")))
-        m.d.comb += self.fault.eq(
-            self.start & ((self.count == 0) | (self.count > self.size.vectors))
-        )
+        count = Signal(2 * len(self.job.n1))
+        m.d.comb += [
+            count.eq(self.job.n1 * self.job.n2),
+            self.fault.eq(self.start & ((count == 0) | (count > self.size.vectors))),
+        ]
 
-    def _take(self, m: Module, name: str, current: Signal) -> None:
-        front = self.fronts[name]
-        linear = by_name(f"{name}.linear")
-        take_operands(m, self.job, front, linear.name)
-        m.d.sync += current.eq(name == "mv")
-        rows = front.operand(linear.name, "rows")
-        with m.If((front.function == linear.function) & (rows != 0)):
-            m.next = "divide"
-        with m.Else():
-            m.next = "nothing"
+    def _take(self, m: Module, name: str) -> None:
+        """Run the instruction whose matrix is prepared."""
+        job, shares, cyclic = self.job, self.shares, self.matrix.word.cyclic
+        take_operands(m, job, self.fronts[name], f"{name}.linear")
+        most = shares.base + shares.extra.any()
+        m.d.comb += self.taken.eq(1)
+        m.d.sync += [
+            self.base.eq(shares.base), job.extra.eq(shares.extra), job.offset.eq(shares.offset),
+            job.pairs.eq(Mux(cyclic, most << log2(BLOCK // 2), most)),
+            job.twin.eq(self.matrix.single),
+            self.has_last.eq(Mux(shares.extra == 0, -1, self.more)),
+        ]
 
-    def _unit_count(self, job: Any) -> Any:
+    def _unit_count(self) -> Any:
         """Pairs of rows, or chunks of a cyclic matrix."""
-        up = Mux(job.word.cyclic, BLOCK - 1, 1)
-        return (job.rows + up) >> Mux(job.word.cyclic, log2(BLOCK), 1)
+        cyclic = self.matrix.word.cyclic
+        return (self.matrix.rows + Mux(cyclic, BLOCK - 1, 1)) >> Mux(cyclic, log2(BLOCK), 1)
 
     def _shares(self, m: Module) -> None:
         """Each channel's part, in the terms of its decode unit."""
-        size, job = self.size, self.job
+        size, matrix = self.size, self.matrix
+        channels = range(size.channels)
         m.submodules.units = self.units = Divider(size.channels)
         m.submodules.turns = self.turns = Divider(size.channels)
+        self.shares = Signal(data.StructLayout({
+            "base": PAIRS_BITS, "extra": channels, "offset": channels,
+        }))  # fmt: skip
         self.pending, self.empty = Signal(size.channels), Signal(size.channels)
+        self.more = Signal(size.channels)
         self.table = Signal(8 * CODES_PER_TABLE)
         self.table_words = [Signal(32, name=f"table_{k}") for k in range(TABLE_WORDS)]
         self.offered, self.accepted = Signal(size.channels), Signal(size.channels)
-        self.count = Signal(2 * len(job.n1))
-        common = self.base & -BLOCK_PAIRS  # pairs in blocks that all channels have whole
-        m.d.comb += self.count.eq(job.n1 * job.n2)
+        common = self.shares.base & -BLOCK_PAIRS  # pairs in blocks that all channels have whole
+        m.d.comb += [
+            self.units.i.eq(self._unit_count()), self.turns.i.eq(matrix.first + matrix.start),
+        ]  # fmt: skip
         for c, command in enumerate(self.commands):
             turn = Signal(range(2 * size.channels), name=f"turn_{c}")
-            more = Signal(name=f"more_{c}")
             units = Signal(PAIRS_BITS, name=f"units_{c}")
+            offset = self.shares.offset
             m.d.comb += [
-                turn.eq(Mux(job.offset > c, c + size.channels, c) - job.offset),
-                more.eq(turn < job.extra),
-                units.eq(self.base + more),
-                self.has_last[c].eq(more | (job.extra == 0)),
+                turn.eq(Mux(offset > c, c + size.channels, c) - offset),
+                self.more[c].eq(turn < self.shares.extra),
+                units.eq(self.shares.base + self.more[c]),
                 self.empty[c].eq(units == 0),
                 command.valid.eq(self.pending[c] | self.offered[c]),
                 self.accepted[c].eq(command.valid & command.ready),
-                command.payload.word.eq(job.word),
+                command.payload.word.eq(matrix.word),
                 command.payload.sums.eq(
-                    (job.word.second == Second.MINIMUM) & job.word.kept.any()
+                    (matrix.word.second == Second.MINIMUM) & matrix.word.kept.any()
                 ),
-                command.payload.twin.eq(job.twin),
+                command.payload.twin.eq(matrix.single),
                 command.payload.singles.eq(units - common),
                 command.payload.pairs.eq(
-                    Mux(job.word.cyclic, units << log2(BLOCK // 2), units)
+                    Mux(matrix.word.cyclic, units << log2(BLOCK // 2), units)
                 ),
-                command.payload.kgroups.eq(job.kgroups),
+                command.payload.kgroups.eq(matrix.kgroups),
                 command.payload.table.eq(self.table),
             ]
 
@@ -178,7 +268,7 @@ class Starter(wiring.Component):
         words = Array(self.table_words)
         m.d.comb += [
             self.params.valid.eq(asked != TABLE_WORDS),
-            self.params.addr.eq(self.job.table + asked),
+            self.params.addr.eq(self.matrix.table + asked),
             self.params.count.eq(1),
             taken.eq(self.params.valid & self.params.ready),
             self.table.eq(Cat(self.table_words)),
@@ -186,6 +276,6 @@ class Starter(wiring.Component):
         m.d.sync += [on_way.eq(Cat(taken, on_way)), asked.eq(asked + taken)]
         with m.If(on_way[-1]):
             m.d.sync += [words[came].eq(self.params.data[0]), came.eq(came + 1)]
-        with m.If(begin & self.job.word.table):
+        with m.If(begin & self.matrix.word.table):
             m.d.sync += [asked.eq(0), came.eq(0)]
         return came == TABLE_WORDS

@@ -32,13 +32,15 @@ class Started:
 
     Members
     -------
-    step, values : what it is. start : cycle of its start pulse. progress : state of one that is
+    step, values : what it is. start : cycle of its start pulse. collected : cycle in which the unit
+        had all its words. progress : state of one that is
         worked on piece by piece. now : the cycle up to which that is done.
     """
 
     step: Step
     values: list[int]
     start: float
+    collected: float
     progress: Any = None
     now: float = 0.0
 
@@ -115,7 +117,7 @@ class CoreTime:
         self.halt: tuple[Step, float] | None = None
         self.halted: float | None = None
         self.blocked = False  # LD's instruction needs what the engine has not done yet
-        self.array = -1e9  # when the engine is free
+        self.array = self.stepped = -1e9  # when the engine is free, when its last step was
 
     def begin(self, entry: str, registers: Mapping[int, int], now: float) -> None:
         """Start a run in cycle `now`."""
@@ -159,9 +161,8 @@ class CoreTime:
         unit = self.units[number]
         if not unit.queue or unit.running is not None:
             return None
-        step, _, word = unit.queue[0]
-        words = step.kind.words
-        at = max(word + timing.QUEUE_PASS + 1, unit.granted + words + 1, unit.done)
+        step = unit.queue[0][0]
+        at = max(self._collected(unit), unit.done)
         for other in step.wait:
             given = self.tokens[number][other]
             if not given:
@@ -171,15 +172,21 @@ class CoreTime:
             return None
         return at
 
+    def _collected(self, unit: _Unit) -> float:
+        """The cycle in which the unit has all words of the instruction at its queue's head."""
+        step, _, word = unit.queue[0]
+        return max(word + timing.QUEUE_PASS + 1, unit.granted + step.kind.words + 1)
+
     def start(self, number: int, at: float) -> Started:
         """Take the unit's next instruction and its tokens."""
         unit = self.units[number]
+        collected = self._collected(unit)
         step, values, _ = unit.queue.popleft()
         for other in step.wait:
             self.tokens[number][other].popleft()
         unit.granted = at
         unit.starts.append(at + timing.GRANT)
-        unit.running = Started(step, values, at + timing.GRANT)
+        unit.running = Started(step, values, at + timing.GRANT, collected)
         unit.running.now = unit.running.start
         return unit.running
 
@@ -349,8 +356,16 @@ class CoreTime:
             if run.now > limit:
                 return None
         done = float(walk[2] + self.engine.drain)
-        self.array = done
+        self.array, self.stepped = done, float(walk[1])
         return done
+
+    def _command(self, run: Started) -> float:
+        """When a matrix's decode units get their commands: as soon as it is collected if the other
+        of MM and MV has nothing to do, else when its instruction starts."""
+        other = self.units[Unit.MV if run.step.unit == Unit.MM else Unit.MM]
+        known = max(run.collected, other.done)
+        alone = other.running is None and not (other.queue and other.queue[0][2] < known)
+        return (min(known, run.start) if alone else run.start) + self.engine.command
 
     def _begin_matrix(self, run: Started) -> None:
         values = run.step.named(run.values)
@@ -362,7 +377,11 @@ class CoreTime:
             )
         if not stream.rows:
             return
-        begin = max(run.start, self.array) + engine.start
+        command, table = self._command(run), engine.table if stream.fmt.table else 0
+        begin = max(
+            max(run.start, self.array) + engine.start,
+            command + engine.prepared + (engine.fetch if table else 0),
+        )
         vectors = values.get("n1", 1) * values["n2"]
         made = timing.matrix_timing(stream.fmt, engine, vectors)
         batches = -(-vectors // engine.cells)
@@ -377,7 +396,6 @@ class CoreTime:
         groups = 1 if stream.fmt.cyclic else stream.kgroups
         distance = engine.distance if made.scaled else engine.integer_distance
         result = engine.result + (engine.late if made.minima else 0)
-        table = engine.table if stream.fmt.table else 0
         shape = np.array([
             0, groups, kind, made.header, made.chunk, made.pair_bytes, made.slices, batches, fill,
             distance, epilogue, result, engine.slice + (beat_slices - 1) * batches, beat_slices,
@@ -386,7 +404,8 @@ class CoreTime:
         first = begin + 3 + timing.READ_LATENCY + fill  # the first group's windows are there
         fetched = begin + 1 + vectors + timing.READ_LATENCY  # the vectors' scales, rows' places
         ready = max(fetched, begin + 1 + engine.channels)
-        walk = np.array([0, first - 1, ready - 1, 0, 0, begin + engine.beats + table], np.float64)
+        beats = max(command + engine.beats + table, self.stepped - engine.slice + 1)
+        walk = np.array([0, first - 1, ready - 1, 0, 0, beats], np.float64)
         run.progress = stream, shape, walk, np.zeros(2)
 
     # ------------------------------------------------------------------------ MISC, SYS

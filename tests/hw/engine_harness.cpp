@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -55,21 +56,26 @@ int main(int argc, char **argv) {
     std::vector<uint8_t> beats[CHANNELS];
     size_t taken[CHANNELS] = {};
     for (int c = 0; c < CHANNELS; c++) beats[c] = load<uint8_t>("beats" + std::to_string(c));
-    std::vector<uint32_t> queue[2]; std::vector<int> order;
+    // Words leave the dispatcher in program order, one a cycle, into each unit's queue.
+    std::vector<std::pair<int, uint32_t>> program; std::vector<int> order;
+    std::deque<uint32_t> queue[2];
     for (size_t k = 0; k < words.size(); k += 2 + words[k + 1]) {
         order.push_back(words[k]);
-        queue[words[k]].insert(queue[words[k]].end(), &words[k + 2], &words[k + 2] + words[k + 1]);
+        for (size_t i = 0; i < words[k + 1]; i++) program.push_back({words[k], words[k + 2 + i]});
     }
     Vunit u; u.clk = 0; u.rst = 1; u.eval(); u.clk = 1; u.eval(); u.rst = 0;
-    Request a[2], r[2], p[2]; size_t at[2] = {}, done = 0; bool running = false, offered[CHANNELS] = {};
+    Request a[2], r[2], p[2]; size_t dispatched = 0, done = 0; bool running = false, offered[CHANNELS] = {};
     long cycle = 0, began = 0, steps = 0, quiet = 0, first = -1, ended = 0;
     // After the last instruction the rest of its stream, padding, must still be taken.
     auto left = [&] { for (int c = 0; c < CHANNELS; c++) if (taken[c] != beats[c].size()) return true; return false; };
     while (done < order.size() || left()) {
         int next = done < order.size() ? order[done] : -1;
         u.clk = 0;
-#define QUEUE(n, i) u.n##_queue___05Fvalid = at[i] < queue[i].size(); \
-        u.n##_queue___05Fpayload = at[i] < queue[i].size() ? queue[i][at[i]] : 0; \
+        if (dispatched < program.size() && queue[program[dispatched].first].size() < 40 && !under(stall / 2)) {
+            queue[program[dispatched].first].push_back(program[dispatched].second); dispatched++;
+        }
+#define QUEUE(n, i) u.n##_queue___05Fvalid = !queue[i].empty(); \
+        u.n##_queue___05Fpayload = queue[i].empty() ? 0 : queue[i].front(); \
         u.n##_semaphores___05Fgranted = 0;
         QUEUE(mm, 0) QUEUE(mv, 1)
 #define BEATS(c) { bool more = taken[c] + BEAT <= beats[c].size(); \
@@ -86,8 +92,9 @@ int main(int argc, char **argv) {
         u.a___05Fready = !under(stall); u.f_read___05Fready = !under(stall);
         u.f_write___05Fready = !under(stall); u.params___05Fready = !under(stall);
         u.eval();
-        if (!running && next == 0 && u.mm_semaphores___05Fwaiting) u.mm_semaphores___05Fgranted = 1, running = true, began = cycle, steps = 0, first = -1;
-        if (!running && next == 1 && u.mv_semaphores___05Fwaiting) u.mv_semaphores___05Fgranted = 1, running = true, began = cycle, steps = 0, first = -1;
+        bool tokens = !under(stall) && !under(stall); // as if others gave them now and then
+        if (tokens && !running && next == 0 && u.mm_semaphores___05Fwaiting) u.mm_semaphores___05Fgranted = 1, running = true, began = cycle, steps = 0, first = -1;
+        if (tokens && !running && next == 1 && u.mv_semaphores___05Fwaiting) u.mv_semaphores___05Fgranted = 1, running = true, began = cycle, steps = 0, first = -1;
         u.eval();
         for (int i = 1; i; i--) a[i] = a[0], r[i] = r[0], p[i] = p[0];
         a[0] = {u.a___05Fvalid && u.a___05Fready, u.a___05Faddr, 0};
@@ -97,8 +104,8 @@ int main(int argc, char **argv) {
         quiet++;
         if (u.stepping) { steps++, quiet = 0, ended = cycle; if (first < 0) first = cycle; }
         if (u.fault) { fprintf(stderr, "fault at cycle %ld\n", cycle); return 6; }
-        if (u.mm_queue___05Fvalid && u.mm_queue___05Fready) at[0]++;
-        if (u.mv_queue___05Fvalid && u.mv_queue___05Fready) at[1]++;
+        if (u.mm_queue___05Fvalid && u.mm_queue___05Fready) queue[0].pop_front();
+        if (u.mv_queue___05Fvalid && u.mv_queue___05Fready) queue[1].pop_front();
 #define TAKE(c) if (CAT(u.beats___05F, c, ___05Fvalid) && CAT(u.beats___05F, c, ___05Fready)) taken[c] += BEAT, offered[c] = false, quiet = 0;
         EACH(TAKE)
         if (u.f_write___05Fvalid && u.f_write___05Fready) {

@@ -34,8 +34,10 @@ MUTATIONS = [
              "Cat(self.half, self.half)", "both cells get the same half"),
     Mutation("channel.py", "other = Mux(control.couple, words[1], own)", "other = own",
              "both pairs get the first pair's rows"),
-    Mutation("start.py", "self.base & -BLOCK_PAIRS", "self.base",
+    Mutation("start.py", "self.shares.base & -BLOCK_PAIRS", "self.shares.base",
              "pairs of a block that not all channels have share slices"),
+    Mutation("start.py", "front.complete & Cat(others).all()", "front.complete",
+             "a matrix is prepared ahead of its turn"),
 ]  # fmt: skip
 
 
