@@ -53,13 +53,13 @@ class AttentionBuilder(Builder):
             return
         width = padded(size, 16)
         self.step("st.keys", addr=reg("kbase"), hstride=memory.key_region // ALIGN, heads=heads,
-                  fmt=self.key_fmt.word, pos=POS, count=self.tokens, codes=self.at("kq"),
+                  fmt=self.key_fmt.word, pos=self.position, count=self.tokens, codes=self.at("kq"),
                   codes1=heads * width, kscale=self.at("kscale"), vscale=self.at("vscale"),
                   scale1=heads, start=0,
                   touch=self.reads("kq", "kscale", "vscale")
                   + (self.memory("keys", True, "layers"),))  # fmt: skip
         self.step("st.values", addr=reg("vbase"), hstride=memory.value_region // ALIGN,
-                  heads=heads, rows=size, fmt=self.value_fmt.word, pos=POS, count=self.tokens,
+                  heads=heads, rows=size, fmt=self.value_fmt.word, pos=self.position, count=self.tokens,
                   codes=self.at("vq"), codes1=heads * size, codes2=size,
                   touch=self.reads("vq") + (self.memory("values", True, "layers"),))  # fmt: skip
 
@@ -137,8 +137,8 @@ class AttentionBuilder(Builder):
         self.scalar("add", "tmp", 0)  # the head's number
 
         def tile() -> None:
-            self.scalar("sub", "n1", POS, reg("p0"))
-            self.scalar("add", "n1", reg("n1"), NTOK)
+            self.scalar("sub", "n1", self.position, reg("p0"))
+            self.scalar("add", "n1", reg("n1"), self.tokens)
             self.scalar("min", "n1", reg("n1"), inner)
             self.window_registers()
             self.score_steps("")
@@ -148,14 +148,15 @@ class AttentionBuilder(Builder):
                          out=inner * queries * size)  # fmt: skip
 
         def head() -> None:
-            self.scalar("add", "p0", POS)
+            self.scalar("add", "p0", self.position)
             for name, region, step in (
                 ("qsrc", "qq", group * width), ("qscale", "qscale", group),
                 ("out", "att", group * size),
             ):  # fmt: skip
                 self.scalar("mul", name, reg("tmp"), step)
                 self.scalar("add", name, reg(name), self.at(region))
-            self.scalar("shr", "row", Value(inner - 1, Register.NTOK), inner.bit_length() - 1)
+            self.scalar("add", "row", self.tokens, inner - 1)
+            self.scalar("shr", "row", reg("row"), inner.bit_length() - 1)
             self.loop("tiles", reg("row"), tile)
             self.advance(tmp=1, key=memory.key_region // ALIGN, start=1,
                          value=memory.value_region // ALIGN)  # fmt: skip

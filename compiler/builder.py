@@ -17,7 +17,7 @@ from flightllm.spec.formats import ALIGN
 from flightllm.spec.image import Segment
 from flightllm.spec.isa import Register, Unit
 
-__all__ = ["LOGITS", "NTOK", "POS", "R", "STEPS", "Builder", "padded", "reg"]
+__all__ = ["LOGITS", "NTOK", "POS", "R", "STEPS", "Builder", "halves", "padded", "reg"]
 
 POS, NTOK, STEPS, LOGITS = (
     Value(0, r) for r in (Register.POS, Register.NTOK, Register.STEPS, Register.LOGITS)
@@ -25,7 +25,7 @@ POS, NTOK, STEPS, LOGITS = (
 _NAMES = (
     "addr", "fmt", "table", "param", "vec", "kbase", "vbase", "key", "value", "start", "qsrc",
     "qscale", "out", "scores", "vs", "prob", "factor", "rows", "base", "first", "blocks", "n1",
-    "p0", "tmp", "step", "row",
+    "p0", "tmp", "step", "row", "rest",
 )  # fmt: skip
 R = {name: Register.LOGITS + 1 + i for i, name in enumerate(_NAMES)}
 
@@ -40,8 +40,34 @@ def padded(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
 
+PER_TOKEN = frozenset({
+    "amax", "sums", "scale_x", "scale_a", "scale_m", "rope", "x", "q", "k", "v", "qscale", "kscale",
+    "vscale", "att", "gate", "up", "xq", "aq", "qq", "kq", "vq", "mq",
+})  # fmt: skip
+"""Regions that hold something of every token of a tile, token after token."""
+LEAST_HALF = 16
+"""Tokens of half a tile from which on its halves go through the layers side by side."""
+
+
+def halves(config: HwConfig) -> bool:
+    """Whether a full tile is worked on as two halves, so that the special functions of one run
+    beside the matrices of the other.
+
+    Matrices are then streamed twice: there must be more to compute than to read.
+    """
+    half = config.prefill_tile // 2
+    return (
+        config.prefill_tile % 2 == 0 and half >= LEAST_HALF
+        and half >= config.macs_per_channel // config.beat_bytes
+    )  # fmt: skip
+
+
 class Builder:
-    """Appends steps of one program of one core; `out` is the block being filled."""
+    """Appends steps of one program of one core; `out` is the block being filled.
+
+    `half` is the half of a tile that steps are for (0 or 1), None for all of it: regions, tokens
+    and their first position are then that half's.
+    """
 
     def __init__(self, graph: Graph, shape: ModelShape, parts: list[CoreTile], core: int,
                  layout: Layout, params: Parameters, config: HwConfig,
@@ -49,6 +75,7 @@ class Builder:
         self.graph, self.shape, self.parts, self.part = graph, shape, parts, parts[core]
         self.core, self.layout, self.params, self.config = core, layout, params, config
         self.decode = mode == "decode"
+        self.half: int | None = None
         self.out: list[Step | Loop] = []
 
     def step(self, name: str, *flags: str, touch: tuple[Access, ...] = (),
@@ -74,7 +101,11 @@ class Builder:
         self.out.append(Loop(name, count if isinstance(count, Value) else Value(count), body))
 
     def region(self, name: str) -> Region:
-        return self.layout.regions[name]
+        whole = self.layout.regions[name]
+        if self.half is None or name not in PER_TOKEN:
+            return whole
+        size = whole.size // 2
+        return Region(whole.space, whole.start + self.half * size, size)
 
     def at(self, name: str, more: int = 0) -> int:
         return self.region(name).start + more
@@ -103,7 +134,14 @@ class Builder:
 
     @property
     def tokens(self) -> Value:
+        if self.half is not None:
+            return reg("rest") if self.half else Value(self.config.prefill_tile // 2)
         return Value(1) if self.decode else NTOK
+
+    @property
+    def position(self) -> Value:
+        """Of the first token."""
+        return Value(self.config.prefill_tile // 2, Register.POS) if self.half else POS
 
     def load_record(self, index: Value) -> tuple[Value, Value, Value | int]:
         """Address, format and table of a matrix from its parameter record."""

@@ -8,10 +8,11 @@ loops, so the program's size depends on neither.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from flightllm.compiler.allocate import Layout
 from flightllm.compiler.attention import AttentionBuilder
-from flightllm.compiler.builder import LOGITS, POS, STEPS, padded, reg
+from flightllm.compiler.builder import LOGITS, NTOK, POS, STEPS, halves, padded, reg
 from flightllm.compiler.graph import Graph, Node
 from flightllm.compiler.ir import Block
 from flightllm.compiler.parameters import Parameters
@@ -74,7 +75,10 @@ class _Emitter(AttentionBuilder):
         ):
             self.scalar("add", name, value)
         self.load_ahead(0)
-        self.loop("layers", self.graph.layers, self.layer)
+        if self.decode or not halves(self.config):
+            self.loop("layers", self.graph.layers, self.layer)
+        else:
+            self.both_or_one()
         if "head" in self.shape.biases:
             self.load_vector("bias_head", "bias_head")
         for node in self.graph.epilogue:
@@ -85,18 +89,62 @@ class _Emitter(AttentionBuilder):
             self.scalar("add", Register.POS, POS, 1)
             self.scalar("add", "step", reg("step"), 1)
 
+    def both_or_one(self) -> None:
+        """Layers on both halves of the tile, or, of a tile that is not fuller, on one."""
+        self.scalar("add", "rest", NTOK, -(self.config.prefill_tile // 2))
+        for name, body in (("both", self.layer_in_halves), ("one", self.layer)):
+            self.scalar("max", "tmp", reg("rest"), 0)
+            self.scalar("min", "tmp", reg("tmp"), 1)
+            if name == "one":
+                self.scalar("sub", "tmp", 1, reg("tmp"))
+            self.loop(name, reg("tmp"), partial(self.loop, "layers", self.graph.layers, body))
+
+    def layer_in_halves(self) -> None:
+        """A layer, each step for the first half of the tile and for the second.
+
+        The first half's attention ends with its output projection before the second's begins, so
+        that the matrix engine has that while the second half's queries are turned and quantised.
+        """
+        behind: list[Node] = []
+        for node in self.graph.body:
+            attention = node.op in ("scores", "quantise") or node.weight == "o"
+            if attention or (node.op == "head_quant" and node.attrs["of"] == "q"):
+                behind.append(node)
+                continue
+            self.attention_of_halves(behind)
+            behind = []
+            for half in (0, 1):
+                self.node(node, half)
+        self.attention_of_halves(behind)
+        self.next_layer()
+
+    def attention_of_halves(self, nodes: list[Node]) -> None:
+        for half in (0, 1):
+            for node in nodes:
+                self.node(node, half)
+
+    def node(self, node: Node, half: int | None) -> None:
+        """One node's steps, for a half of the tile."""
+        loads = node.weight == "o" and not half
+        if loads:
+            self.load_biases(("o",))
+        handler = getattr(self, f"do_{node.op}", None)
+        self.half = half
+        if handler:
+            handler(node)
+        self.half = None
+        if loads:
+            # Here the FIFOs are full, and the matrix that the engine waits for is on its way.
+            self.load_vector("gain_mlp", "mlp_norm")
+            self.load_biases(("gate", "up", "down"))
+            self.load_ahead(self.layout.memory.vector_stride)
+
     def layer(self) -> None:
         for node in self.graph.body:
-            if node.weight == "o":
-                self.load_biases(("o",))
-            handler = getattr(self, f"do_{node.op}", None)
-            if handler:
-                handler(node)
-            if node.weight == "o":
-                # Here the FIFOs are full, and the matrix that the engine waits for is on its way.
-                self.load_vector("gain_mlp", "mlp_norm")
-                self.load_biases(("gate", "up", "down"))
-                self.load_ahead(self.layout.memory.vector_stride)
+            self.node(node, None)
+        self.next_layer()
+
+    def next_layer(self) -> None:
         memory = self.layout.memory
         self.scalar("add", "param", reg("param"), self.params.stride)
         self.scalar("add", "vec", reg("vec"), memory.vector_stride // ALIGN)
