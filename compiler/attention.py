@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from flightllm.compiler.builder import NTOK, POS, Builder, padded, reg
+from flightllm.compiler.builder import POS, Builder, padded, reg
 from flightllm.compiler.graph import Node
 from flightllm.spec.encoding import Value
 from flightllm.spec.formats import ALIGN, BLOCK, MatrixFormat
-from flightllm.spec.isa import Register, Unit
+from flightllm.spec.isa import Unit
 from flightllm.spec.kvcache import key_format, value_format
 
 __all__ = ["AttentionBuilder"]
@@ -59,8 +59,8 @@ class AttentionBuilder(Builder):
                   touch=self.reads("kq", "kscale", "vscale")
                   + (self.memory("keys", True, "layers"),))  # fmt: skip
         self.step("st.values", addr=reg("vbase"), hstride=memory.value_region // ALIGN,
-                  heads=heads, rows=size, fmt=self.value_fmt.word, pos=self.position, count=self.tokens,
-                  codes=self.at("vq"), codes1=heads * size, codes2=size,
+                  heads=heads, rows=size, fmt=self.value_fmt.word, pos=self.position,
+                  count=self.tokens, codes=self.at("vq"), codes1=heads * size, codes2=size,
                   touch=self.reads("vq") + (self.memory("values", True, "layers"),))  # fmt: skip
 
     def attention_lengths(self) -> None:
