@@ -63,6 +63,7 @@ class Copier:
         """Begin to copy `beats`."""
         for place, value in ((SOURCE, source), (TARGET, target), (BEATS, beats), (START, 1)):
             self.sim.write(place, value)
+        self.sim.read(BUSY)  # by then the interrupt of the copy before is gone
 
     def copy(self, beats: int, source: int = FROM, target: int = TO) -> None:
         """Copy, and check that exactly those bytes were copied."""

@@ -1,8 +1,8 @@
 """A small design with the accelerator's ports: it copies memory, channel by channel.
 
-It has hw/memory's own AXI masters and an AXI4-Lite register file of its own, so that the
-simulation's harness and memory can be tested apart from the accelerator. SOURCE and TARGET are the
-low words of byte addresses, HIGH the high word of both; PLANT chooses a way to break AXI's rules.
+It has the accelerator's AXI masters and AXI4-Lite slave and a few registers, so that they, and the
+simulation's harness and memory, can be tested apart from the rest. SOURCE and TARGET are the low
+words of byte addresses, HIGH the high word of both; PLANT chooses a way to break AXI's rules.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from amaranth.back import verilog
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 
+from flightllm.hw.control.lite import LiteSlave
 from flightllm.hw.memory.axi import named_ports
 from flightllm.hw.memory.read_master import ReadMaster
 from flightllm.hw.memory.write_master import WriteMaster
@@ -34,11 +35,6 @@ PLANTS = {
 }  # fmt: skip
 """What each value of PLANT makes the memory or the harness say."""
 
-_LITE_IN = {"awaddr": 16, "awvalid": 1, "wdata": 32, "wstrb": 4, "wvalid": 1, "bready": 1,
-            "araddr": 16, "arvalid": 1, "rready": 1}  # fmt: skip
-_LITE_OUT = {"awready": 1, "wready": 1, "bresp": 2, "bvalid": 1, "arready": 1, "rdata": 32,
-             "rresp": 2, "rvalid": 1}  # fmt: skip
-
 
 class _Copy(wiring.Component):
     """The design; its AXI ports are members of the masters."""
@@ -47,29 +43,28 @@ class _Copy(wiring.Component):
         self._beat = beat_bytes
         self.readers = [ReadMaster(beat_bytes, ADDRESS_BITS, 512, 32, 32) for _ in range(channels)]
         self.writers = [WriteMaster(beat_bytes, ADDRESS_BITS) for _ in range(channels)]
-        self.lite = {
-            name: Signal(width, name=f"lite_{name}")
-            for name, width in (_LITE_IN | _LITE_OUT).items()
-        }
+        self.lite = LiteSlave()
         self.interrupt = Signal()
         self.planted = {
             "araddr": Signal(ADDRESS_BITS), "arvalid": Signal(), "wlast": Signal(),
-            "wdata": Signal(8 * beat_bytes), "arburst": Signal(2),
+            "wdata": Signal(8 * beat_bytes), "arburst": Signal(2), "bvalid": Signal(),
         }  # fmt: skip
         super().__init__({})
 
     def ports(self) -> dict[str, Any]:
         """By their names, for `verilog.convert`."""
-        out = {f"s_axi_control_{name}": (signal, None) for name, signal in self.lite.items()}
+        out: dict[str, Any] = named_ports("s_axi_control", self.lite.axi)
         out["interrupt"] = (self.interrupt, None)
         for c, (reader, writer) in enumerate(zip(self.readers, self.writers)):
             out |= named_ports(f"m_axi_{c:02d}", reader.axi)
             out |= named_ports(f"m_axi_{c:02d}", writer.axi)
-        out |= {f"m_axi_00_{name}": (signal, None) for name, signal in self.planted.items()}
+        for name, signal in self.planted.items():
+            out["s_axi_control_bvalid" if name == "bvalid" else f"m_axi_00_{name}"] = (signal, None)
         return out
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
+        m.submodules.lite = self.lite
         names = {SOURCE: "source", TARGET: "target", BEATS: "beats", HIGH: "high", PLANT: "plant"}
         values: dict[int, Any] = {at: Signal(32, name=name) for at, name in names.items()}
         start, abort, busy, error = Signal(), Signal(), Signal(), Signal()
@@ -82,34 +77,22 @@ class _Copy(wiring.Component):
 
     def _write(self, m: Module, values: dict[int, Any], start: Any, abort: Any) -> None:
         lite = self.lite
-        write = lite["awvalid"] & lite["wvalid"] & (~lite["bvalid"] | lite["bready"])
-        m.d.comb += [lite["awready"].eq(write), lite["wready"].eq(write)]
-        with m.If(lite["bready"]):
-            m.d.sync += lite["bvalid"].eq(0)
-        with m.If(write):
-            m.d.sync += lite["bvalid"].eq(~((values[PLANT] == 7) & (lite["awaddr"] == SOURCE)))
-            with m.Switch(lite["awaddr"]):
-                for place, value in values.items():
-                    with m.Case(place):
-                        m.d.sync += value.eq(lite["wdata"])
-                with m.Case(START):
-                    m.d.sync += start.eq(1)
-                with m.Case(ABORT):
-                    m.d.sync += abort.eq(1)
+        with m.If(lite.write), m.Switch(lite.write_address & ~3):
+            for place, value in values.items():
+                with m.Case(place):
+                    m.d.sync += value.eq(lite.data & lite.mask | value & ~lite.mask)
+            with m.Case(START):
+                m.d.sync += start.eq(1)
+            with m.Case(ABORT):
+                m.d.sync += abort.eq(1)
 
     def _read(self, m: Module, values: dict[int, Any]) -> None:
-        lite = self.lite
-        m.d.comb += lite["arready"].eq(~lite["rvalid"] | lite["rready"])
-        with m.If(lite["rready"]):
-            m.d.sync += lite["rvalid"].eq(0)
-        with m.If(lite["arvalid"] & lite["arready"]):
-            m.d.sync += lite["rvalid"].eq(1)
-            with m.Switch(lite["araddr"]):
-                for place, value in values.items():
-                    with m.Case(place):
-                        m.d.sync += lite["rdata"].eq(value)
-                with m.Default():
-                    m.d.sync += lite["rdata"].eq(0)
+        with m.Switch(self.lite.read_address):
+            for place, value in values.items():
+                with m.Case(place):
+                    m.d.sync += self.lite.value.eq(value)
+            with m.Default():
+                m.d.sync += self.lite.value.eq(0)
 
     def _plant(self, m: Module, plant: Any) -> None:
         """Channel 0's wires, as they are or broken."""
@@ -125,6 +108,9 @@ class _Copy(wiring.Component):
             self.planted["arburst"].eq(Mux(plant == 6, 2, read.arburst)),
             self.planted["wlast"].eq(write.wlast & (plant != 4)),
             self.planted["wdata"].eq(write.wdata ^ Mux(plant == 5, clock, 0)),
+            self.planted["bvalid"].eq(
+                self.lite.axi.bvalid & ~((plant == 7) & (self.lite.write_address == SOURCE))
+            ),
         ]  # fmt: skip
 
     def _copy(self, m: Module, values: dict[int, Any], start: Any, abort: Any, busy: Any,
