@@ -42,8 +42,8 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "Command line": ("tests.cli.*",),
     "Distribution: sdist, wheel, board-only import": ("tests.test_packaging.*",),
     "Cycle model": ("tests.sim.*cycle*",),
-    "RTL units, each alone (no core joins them yet)": ("tests.hw.*",),
-    "RTL simulation": ("tests.sim.*rtl*",),
+    "RTL: units, cores, the whole device": ("tests.hw.*",),
+    "RTL simulation, equal to the simulator bit for bit": ("tests.sim.*rtl*",),
     "Projects for vendors' tools (no tool has read them yet)": (
         "tests.hw.test_boards*",
         "tests.cli.test_bitstream*",
