@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -55,13 +55,14 @@ class ErrorLatch(wiring.Component):
             with m.If(fault.valid):
                 m.d.comb += first.eq(fault)
         m.d.comb += some.eq(Cat(fault.valid for fault in faults).any())
-        units = range(len(UNITS))
-        places = Array([*(self.addresses[unit] for unit in units), self.addresses[len(UNITS)]])
+        places = Array(self.addresses[unit] for unit in UNITS)
+        nowhere = first.unit == DISPATCHER
         with m.If(self.clear):
             m.d.sync += [self.failed.eq(0), self.error.eq(0), self.address.eq(0)]
         with m.Elif(some & ~self.failed):
             m.d.sync += [
                 self.failed.eq(1), self.error.code.eq(first.code), self.error.unit.eq(first.unit),
-                self.error.channel.eq(first.channel), self.address.eq(places[first.unit]),
+                self.error.channel.eq(first.channel),
+                self.address.eq(Mux(nowhere, self.addresses[len(UNITS)], places[first.unit])),
             ]  # fmt: skip
         return m
