@@ -8,14 +8,19 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.engine.job import ROWS_BITS
 
-__all__ = ["Divider"]
+__all__ = ["Divider", "reciprocal"]
+
+
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """(factor, shift) of which i * factor >> shift is i // divisor for ROWS_BITS bits."""
+    shift = ROWS_BITS + (divisor - 1).bit_length()
+    return -(-(1 << shift) // divisor), shift
 
 
 class Divider(wiring.Component):
     """Quotient and remainder by a constant, within the cycle.
 
-    A power of two is a shift; another number a product with its rounded-up reciprocal, which is
-    exact for every dividend of ROWS_BITS bits.
+    A power of two is a shift; another number a product with its rounded-up reciprocal.
 
     Members
     -------
@@ -35,8 +40,8 @@ class Divider(wiring.Component):
         if self.divisor == 1 << bits:
             quotient = self.i >> bits
         else:
-            factor = -(-(1 << (ROWS_BITS + bits)) // self.divisor)
-            quotient = (self.i * factor) >> (ROWS_BITS + bits)
+            factor, shift = reciprocal(self.divisor)
+            quotient = (self.i * factor) >> shift
         found = Signal(ROWS_BITS)
         m.d.comb += [
             found.eq(quotient),

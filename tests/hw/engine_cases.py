@@ -43,7 +43,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "spe
 from floating_cases import CACHE  # noqa: E402
 from test_formats import random_tensor  # noqa: E402
 
-__all__ = ["Case", "Machine", "cyclic", "engine", "plain", "random_case", "random_machine", "whole"]
+__all__ = [
+    "Case", "Machine", "cyclic", "engine", "plain", "random_case", "random_machine", "turns",
+    "whole",
+]  # fmt: skip
 
 NOWHERE = Region(Segment("nothing", 0, 0, 0, False), np.zeros((1, 0), np.uint8))
 F_WORDS, A_BYTES, PARAM_WORDS = 1 << 18, 1 << 17, 256
@@ -142,6 +145,15 @@ def random_machine(seed: int, size: EngineSize, count: int = 4) -> Machine:
         machine.add(random_case(machine.rng, size.channels, size))
         if machine.rng.integers(4) == 0:
             machine.nop(str(machine.rng.choice(["mm", "mv"])))
+    return machine
+
+
+def turns(channels: int) -> Machine:
+    """MM and MV in turn, several of one behind the other, each with a matrix of its own shape."""
+    machine = Machine(channels, 9)
+    order = ["mm"] * 3 + ["mv"] * 3 + ["mm", "mv", "mm", "mm", "mv"]
+    for k, unit in enumerate(order):
+        machine.add(plain(k, 20 + 3 * k, 64 + 32 * (k % 3), 2 + k % 7, 32, channels, unit=unit))
     return machine
 
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flightllm.hw.engine import EngineSize, MatrixEngine
+from flightllm.hw.engine.job import ROWS_BITS
+from flightllm.hw.engine.shares import reciprocal
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_cases import Machine, cyclic, engine, plain, random_machine, whole  # noqa: E402
+from engine_cases import (  # noqa: E402
+    Machine,
+    cyclic,
+    engine,
+    plain,
+    random_machine,
+    turns,
+    whole,
+)
 
 TINY = EngineSize(channels=2, k_lanes=32, cells=2, lanes=8, vectors=128, accumulators=32 * 64)
 """As the preset `tiny` has it."""
@@ -44,6 +55,12 @@ def test_no_more_rows_than_channels(tiny: Path) -> None:
     machine.check(tiny)
 
 
+def test_units_take_turns(tiny: Path) -> None:
+    """The FIFOs' matrices go to the instructions in program order, whichever unit's they are."""
+    for idle, stall in STALLS:
+        turns(2).check(tiny, idle, stall)
+
+
 def test_largest_tile(tiny: Path) -> None:
     machine = Machine(2, 2)
     machine.add(plain(1, 37, 96, 5, 32, 2, n1=16, n2=8))
@@ -65,9 +82,17 @@ def test_many_random_instructions(tiny: Path) -> None:
     compare(tiny, TINY, range(100, 400))
 
 
+@pytest.mark.parametrize("divisor", range(3, 33))
+def test_shares_are_divided_exactly(divisor: int) -> None:
+    factor, shift = reciprocal(divisor)
+    rows = np.arange(1 << ROWS_BITS)
+    assert np.array_equal(rows * factor >> shift, rows // divisor)
+
+
 OTHERS = {
     "u280": (EngineSize(1, 64, 3, 16, 128, 64 * 43, twin=True), 64, {}),
     "twin": (EngineSize(2, 16, 2, 4, 24, 24 * 24, twin=True), 16, {}),
+    "eight": (EngineSize(8, 16, 1, 8, 24, 24 * 24), 16, {}),
     "twin3": (EngineSize(3, 32, 3, 8, 24, 24 * 24, twin=True), 32, {}),
     "dsp48e1": (
         EngineSize(3, 16, 1, 4, 24, 24 * 24), 16,

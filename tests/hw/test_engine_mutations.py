@@ -12,7 +12,7 @@ from flightllm.hw import engine as package
 from flightllm.hw.engine import EngineSize
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_cases import Machine, engine, random_case, random_machine  # noqa: E402
+from engine_cases import Machine, engine, random_case, random_machine, turns  # noqa: E402
 
 SIZE = EngineSize(2, 16, 2, 4, 24, 24 * 24, twin=True)
 MUTATIONS = [
@@ -51,7 +51,8 @@ def zeros() -> Machine:
 
 
 def is_right(program: Path) -> bool:
-    machines = [zeros(), *(random_machine(seed, SIZE, 6) for seed in range(12))]
+    machines = [zeros(), turns(SIZE.channels)]
+    machines += [random_machine(seed, SIZE, 6) for seed in range(12)]
     try:
         for k, machine in enumerate(machines):
             machine.check(program, 0, 70 * (k % 2), k)
