@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 
-from flightllm.hw.floating.add import FloatAdd
 from flightllm.hw.floating.integer import IntToFloat
 from flightllm.hw.floating.layout import BIAS, Float32, magnitude, significand
 from flightllm.hw.floating.mul import FloatMul
 from flightllm.hw.floating.pipeline import Datapath, delay
+from flightllm.hw.floating.rounding import round_up, shift_right
 from flightllm.hw.floating.scale import FloatScale
 from flightllm.hw.floating.table import Quadratic, coefficient_rom
 from flightllm.spec import sfu_tables
@@ -24,13 +24,16 @@ def _bits(value: float) -> int:
 LOG2_E = _bits(1.44269502)
 LOWEST = _bits(104.0)  # its magnitude
 HIGHEST = _bits(88.0)
+FRACTION = 34
+"""Bits of f. d is within 2^-8, and where it has more than 24 bits, beyond 2^-9: places from 2^-32
+on, half a place, and whether there is more."""
 
 
 class FloatExp(Datapath):
     """exp(x) of docs/number-formats.md, any x; a NaN counts as the infinity of its sign.
 
-    Clamp and multiply by log2(e) to t; n = floor(t); f = F(t - n); entry and middle of f's
-    segment; d = F(f - middle); polynomial; scale by 2^n.
+    Clamp and multiply by log2(e) to t; n = floor(t); f = F(t - n), a fixed-point number; entry
+    and middle of f's segment; d = F(f - middle); polynomial; scale by 2^n.
 
     Parameters
     ----------
@@ -47,12 +50,12 @@ class FloatExp(Datapath):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        t = self._logarithm(m)
-        n, f = self._split(m, t)
-        y = self._interpolate(m, f)
+        # Two additions would make f and d; fixed-point numbers are as fast and far smaller.
+        t = delay(m, self.en, self._logarithm(m), 2 * self.add, "t")
+        n, f, one = self._split(m, t)
+        y = self._interpolate(m, f, one)
         m.submodules.scale = scale = FloatScale()
-        # From n to the scaling: n as a float, f, its entry and middle, d, the polynomial.
-        behind = self.latency - (1 + self.mul + 1) - 1
+        behind = 2 + 2 * (self.add + self.mul)  # cycles from n to the scaling
         m.d.comb += [
             scale.en.eq(self.en),
             scale.i.value.eq(y),
@@ -79,53 +82,55 @@ class FloatExp(Datapath):
         ]
         return mul.o
 
-    def _split(self, m: Module, t: Any) -> tuple[Any, Any]:
-        """n = floor(t), 1 cycle later, and f = F(t - n), 2 + add cycles later."""
-        m.submodules.float_n = float_n = IntToFloat(9, latency=1)
-        m.submodules.sub_n = sub_n = FloatAdd(self.add)
-        # |t| < 256: 8 bits of integer above 23 and more of fraction.
-        amount = Signal(4)
-        m.d.comb += amount.eq(Mux(t.exponent < BIAS - 1, 8, BIAS + 7 - t.exponent))
-        wide = Signal(32)
-        m.d.comb += wide.eq(Cat(Const(0, 8), significand(t)) >> amount)
-        whole = wide[24:]
-        broken = wide[:24].any()
-        floor = Signal(signed(9))
-        m.d.comb += floor.eq(Mux(t.sign, -whole - broken, whole))
-        n = delay(m, self.en, floor, 1, "floor")
-        m.d.comb += [
-            float_n.en.eq(self.en),
-            float_n.i.eq(n),
-            sub_n.en.eq(self.en),
-            sub_n.i.a.eq(delay(m, self.en, t, 2, "t")),
-            sub_n.i.b.eq(float_n.o),
-            sub_n.i.subtract.eq(1),
-        ]
-        return n, sub_n.o
+    def _split(self, m: Module, t: Any) -> tuple[Any, Any, Any]:
+        """n = floor(t), and f = F(t - n) as a fixed-point number: 2 cycles later.
 
-    def _interpolate(self, m: Module, f: Any) -> Any:
-        """The polynomial of f in [0, 1], 2 + add + polynomial cycles later."""
+        |t| < 256, so that f has 24 bits of fraction where t is negative. Where t is positive, f is
+        t's own fraction; what lies below 2^-33 only decides how d is rounded, if at all.
+
+        Returns
+        -------
+        n, the bits of f behind its point (the last one: whether there is more), and f = 1.
+        """
+        # Eight bits of integer above the fraction; by 63 places everything is shifted out.
+        far = BIAS + 7 - t.exponent
+        amount = Signal(6)
+        m.d.comb += amount.eq(Mux(t.exponent < BIAS + 7 - 62, 63, far))
+        wide, lost = shift_right(m, Cat(Const(0, FRACTION - 16), significand(t)), amount, "point")
+        wide, sign = (
+            delay(m, self.en, value, 1, name)
+            for value, name in ((Cat(wide[0] | lost, wide[1:]), "wide"), (t.sign, "t_sign"))
+        )
+        whole, part = wide[FRACTION:], wide[:FRACTION]
+        low = FRACTION - 24
+        # Minus a number is its complement plus 1: to round it up the 1 is left out.
+        up = round_up(part[low], part[low - 1], part[: low - 1].any())
+        top, n = Signal(25), Signal(signed(9))
+        broken = part.any()
+        m.d.comb += [
+            top.eq((part[low:] ^ sign.replicate(24)) + (sign & ~up)),
+            n.eq((whole ^ sign.replicate(8)) + (sign & ~broken) - (sign << 8)),
+        ]
+        f = Cat(part[:low] & ~sign.replicate(low), top[:24])
+        return (
+            delay(m, self.en, n, 1, "floor"), delay(m, self.en, f, 1, "f"),
+            delay(m, self.en, top[24] & broken, 1, "f_is_1"),
+        )  # fmt: skip
+
+    def _interpolate(self, m: Module, f: Any, one: Any) -> Any:
+        """The polynomial of f in [0, 1], 2 + polynomial cycles later."""
         m.submodules.rom = rom = coefficient_rom(sfu_tables.EXP)
-        m.submodules.middle = middle = IntToFloat(9, exponent=-8, latency=1)
-        m.submodules.sub_middle = sub_middle = FloatAdd(self.add)
+        m.submodules.distance = distance = IntToFloat(28, exponent=-FRACTION, latency=2)
         m.submodules.polynomial = polynomial = Quadratic(self.add, self.mul)
         read = rom.read_port()
-        entry = Signal(7)
-        with m.If(f.exponent >= BIAS):  # f rounded up to 1
-            m.d.comb += entry.eq(127)
-        with m.Elif(f.exponent >= BIAS - 7):
-            m.d.comb += entry.eq(significand(f)[17:] >> (BIAS - 1 - f.exponent)[:3])
-        address = delay(m, self.en, entry, 1, "entry")
-        coefficients = delay(m, self.en, read.data, self.add, "coefficients")
+        middle = FRACTION - 8  # the place of half a segment
+        below = ~f[middle]
         m.d.comb += [
             read.en.eq(self.en),
-            read.addr.eq(address),
-            middle.i.eq(Cat(Const(1, 1), address, Const(0, 1))),  # 2 entry + 1, in 256ths
-            sub_middle.i.a.eq(delay(m, self.en, f, 2, "f")),
-            sub_middle.i.b.eq(middle.o),
-            sub_middle.i.subtract.eq(1),
-            polynomial.i.c.eq(coefficients),
-            polynomial.i.d.eq(sub_middle.o),
+            read.addr.eq(f[middle + 1 :] | one.replicate(7)),
+            distance.i.eq(Cat(f[:middle], below | one, below & ~one)),
+            polynomial.i.c.eq(delay(m, self.en, read.data, 1, "coefficients")),
+            polynomial.i.d.eq(distance.o),
         ]
-        m.d.comb += [unit.en.eq(self.en) for unit in (middle, sub_middle, polynomial)]
+        m.d.comb += [unit.en.eq(self.en) for unit in (distance, polynomial)]
         return polynomial.o

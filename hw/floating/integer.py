@@ -8,10 +8,10 @@ from amaranth.lib import data
 from flightllm.hw.floating.layout import BIAS, Float32, significand
 from flightllm.hw.floating.pipeline import Datapath
 from flightllm.hw.floating.rounding import (
-    leading_zeros,
+    leading_bytes,
+    normalise_byte,
     round_and_pack,
     round_up,
-    shift_left,
     shift_right,
 )
 
@@ -53,24 +53,23 @@ class IntToFloat(Datapath):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         sign = self.i[-1]
+        inverted = self.i.as_unsigned() ^ sign.replicate(self.width)
         captured = self.cut(
-            m, "captured", magnitude=Mux(sign, -self.i, self.i)[: self.width], sign=sign
+            m, "captured", magnitude=(inverted + sign)[: self.width], sign=sign
         )
-        counted = self.cut(
-            m, "counted",
-            magnitude=captured.magnitude, sign=captured.sign,
-            zeros=leading_zeros(m, captured.magnitude, "zeros"),
-        )  # fmt: skip
-        shifted = shift_left(m, counted.magnitude, counted.zeros, "normalise")
+        value, count = leading_bytes(m, captured.magnitude, "normalise")
+        counted = self.cut(m, "counted", value=value, bytes=count, sign=captured.sign)
+        shifted, fine = normalise_byte(m, counted.value, "normalise")
+        zeros = Cat(fine, counted.bytes)
         wide = Cat(Const(0, 26), shifted)  # its top 24 bits are the significand
         top = BIAS + self.width - 1 + self.exponent  # exponent field of a set top bit
         normalised = self.cut(
             m, "normalised",
             significand=wide[-24:], guard=wide[-25], sticky=wide[:-25].any(),
-            exponent=(Const(top, signed(10)) - counted.zeros)[:10].as_signed(),
-            sign=counted.sign, zero=~shifted[-1], infinite=Const(0, 1), nan=Const(0, 1),
+            exponent=(Const(top, signed(10)) - zeros)[:10].as_signed(),
+            sign=counted.sign, zero=~shifted[-1],
         )  # fmt: skip
-        rounded = self.cut(m, "rounded", result=round_and_pack(m, normalised))
+        rounded = self.cut(m, "rounded", result=round_and_pack(m, normalised, False, True))
         m.d.comb += self.o.eq(rounded.result)
         return m
 

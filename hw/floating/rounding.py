@@ -6,7 +6,10 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
 from flightllm.hw.floating.layout import Float32
 
-__all__ = ["NAN", "leading_zeros", "round_and_pack", "round_up", "shift_left", "shift_right"]
+__all__ = [
+    "NAN", "leading_bytes", "leading_zeros", "normalise_byte", "round_and_pack", "round_up",
+    "shift_left", "shift_right",
+]  # fmt: skip
 
 NAN = 0x7FC00000
 """Bits of the NaN that arithmetic gives."""
@@ -59,12 +62,52 @@ def leading_zeros(m: Module, value: Value, name: str) -> Value:
     return counts[0][: len(value).bit_length()]
 
 
+def leading_bytes(m: Module, value: Value, name: str) -> tuple[Value, Value]:
+    """The first half of a normalisation, by whole bytes: a shift of four ways a look-up table.
+
+    Returns
+    -------
+    The value shifted left by its leading bytes of zeros, the last byte not being looked at, and
+    how many they were.
+    """
+    width = len(value)
+    last = -(-width // 8) - 1
+    count = Signal(max(1, last.bit_length()), name=f"{name}_bytes")
+    found: Value = Const(last)
+    for k in reversed(range(last)):
+        found = Mux(value[width - 8 * k - 8 : width - 8 * k].any(), k, found)
+    m.d.comb += count.eq(found)
+    return shift_left(m, value, Cat(Const(0, 3), count), f"{name}_by_bytes"), count
+
+
+def normalise_byte(m: Module, value: Value, name: str) -> tuple[Value, Value]:
+    """The second half: by less than a byte, looking at pairs of bits, then at the top one.
+
+    Returns
+    -------
+    The value shifted left by its leading zeros, at most 7, and how many they were.
+    """
+    width = len(value)
+    full = [value[width - 2 * k - 2 : width - 2 * k].any() for k in range(3)]
+    pairs = Signal(2, name=f"{name}_pairs")
+    shifted, out = (Signal(width, name=f"{name}_{part}") for part in ("by_pairs", "by_one"))
+    m.d.comb += [
+        pairs.eq(Mux(full[0], 0, Mux(full[1], 1, Mux(full[2], 2, 3)))),
+        shifted.eq(Mux(
+            pairs[1],
+            Mux(pairs[0], value << 6, value << 4), Mux(pairs[0], value << 2, value),
+        )),
+        out.eq(Mux(shifted[-1], shifted, shifted << 1)),
+    ]  # fmt: skip
+    return out, Cat(~shifted[-1], pairs)
+
+
 def round_up(last: Value, guard: Value, sticky: Value) -> Value:
     """Whether nearest, ties to even, is the next larger magnitude."""
     return guard & (sticky | last)
 
 
-def round_and_pack(m: Module, x: Any) -> Signal:
+def round_and_pack(m: Module, x: Any, fine: bool = True, bounded: bool = False) -> Signal:
     """Round an exact result to a Float32.
 
     Just below 2^-126 (biased exponent 0) IEEE's last place is 2^-149, one bit coarser than the
@@ -76,13 +119,15 @@ def round_and_pack(m: Module, x: Any) -> Signal:
         outside 1 .. 254; `guard`, half of the last place; `sticky`, whether there is less than
         half besides; and `zero`, `infinite`, `nan`, which override all that, the later the
         stronger.
+    fine : results may have bits below 2^-149; sums of two float32 numbers have none.
+    bounded : the exponent is inside 1 .. 254, and nothing is infinite or NaN.
     """
     edge = Signal(name="rounding_edge")  # rounds up to 2^-126
     up = Signal(name="rounding_up")
     magnitude = Signal(31, name="rounding_magnitude")
     result = Signal(Float32, name="rounded")
     m.d.comb += [
-        edge.eq((x.exponent == 0) & x.significand.all()),
+        edge.eq((x.exponent == 0) & x.significand.all() if fine else 0),
         up.eq(edge | round_up(x.significand[0], x.guard, x.sticky)),
         # The carry out of the fraction is the step of the exponent, up to infinity.
         magnitude.eq(Cat(x.significand[:23], x.exponent[:8]) + up),
@@ -90,6 +135,10 @@ def round_and_pack(m: Module, x: Any) -> Signal:
         result.exponent.eq(magnitude[23:]),
         result.fraction.eq(magnitude[:23]),
     ]
+    if bounded:
+        with m.If(x.zero):
+            m.d.comb += [result.exponent.eq(0), result.fraction.eq(0)]
+        return result
     with m.If(x.nan):
         m.d.comb += result.eq(NAN)
     with m.Elif(x.infinite | (~x.zero & (x.exponent >= 255))):

@@ -7,7 +7,7 @@ from amaranth.hdl import Array, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from flightllm.hw.floating.add import FloatAdd
+from flightllm.hw.floating.add import FloatAddPositive
 from flightllm.hw.floating.layout import Float32
 from flightllm.hw.floating.pipeline import delay
 
@@ -18,7 +18,7 @@ WAYS = 16
 
 
 class BlockSums(wiring.Component):
-    """Adjacent-pair sums of 16 consecutive elements.
+    """Adjacent-pair sums of 16 consecutive elements, none of them negative.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class BlockSums(wiring.Component):
         while len(values) > 1:
             sums = []
             for k in range(0, len(values), 2):
-                m.submodules[f"add_{level}_{k}"] = unit = FloatAdd(self.add)
+                m.submodules[f"add_{level}_{k}"] = unit = FloatAddPositive(self.add)
                 m.d.comb += [unit.en.eq(1), unit.i.a.eq(values[k]), unit.i.b.eq(values[k + 1])]
                 sums.append(unit.o)
             values, level = sums, level + 1
@@ -71,7 +71,7 @@ class BlockSums(wiring.Component):
     def _pair(self, m: Module, value: Any, valid: Any, last: Any, width: int) -> Any:
         """Adds every second sum to the one before it; a last one without a partner to +0."""
         first, held = Signal(Float32, name=f"first_{width}"), Signal(name=f"held_{width}")
-        m.submodules[f"pair_{width}"] = unit = FloatAdd(self.add)
+        m.submodules[f"pair_{width}"] = unit = FloatAddPositive(self.add)
         full = Signal(name=f"full_{width}")
         m.d.comb += [
             full.eq(valid & (held | last)),
@@ -121,7 +121,7 @@ class Reducer(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         slots = Array(Signal(Float32, name=f"slot{k}") for k in range(WAYS))
-        m.submodules.adder = adder = FloatAdd(self.add)
+        m.submodules.adder = adder = FloatAddPositive(self.add)
         issue, dest = Signal(), Signal(range(WAYS))
         one = Const(1)
         back = delay(m, one, issue, self.add, "back")
