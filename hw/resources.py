@@ -44,11 +44,13 @@ PRODUCT_DSPS = {"dsp48e2": 2, "dsp48e1": 3, "dsp58": 2, "inferred": 2}
 LANE_DSPS = 2
 """Of a lane: a slice for the scale, one for the minimum, which are 11 bits wide."""
 
-# (LUT, FF) of the parts of float32 arithmetic at the latencies that the units use, and of control,
-# by `yosys synth_xilinx -family xcup`; `flightllm resources --synth` measures them anew.
+# (LUT, FF) of the parts of float32 arithmetic at the latencies that the units use, by
+# `yosys synth_xilinx -family xcup -flatten`: its estimate of LUT sites and its shift registers.
 PARTS: dict[str, tuple[float, float]] = {
-    "add": (405, 150), "mul": (170, 120), "int_to_float": (190, 90), "half_to_float": (40, 35),
-    "to_int8": (110, 50), "exp": (1900, 900), "recip": (1500, 700), "to_half": (120, 40),
+    "add": (336, 140), "add_positive": (268, 135), "mul": (84, 162), "lane_mul": (79, 130),
+    "int_to_float": (109, 67), "short_to_float": (55, 45), "half_to_float": (46, 19),
+    "to_int8": (46, 20), "to_half": (80, 40), "exp": (1497, 1055), "recip": (920, 722),
+    "rsqrt": (1330, 697),
 }  # fmt: skip
 
 
@@ -64,16 +66,21 @@ def _array_dsps(config: HwConfig, core: int) -> int:
     return config.channels[core] * made.cells * (_dsps_of_cell(made) + 2 * LANE_DSPS)
 
 
-def _float_muls(config: HwConfig) -> int:
-    """Float32 multipliers of 24 x 24 bits in a core: epilogue, SFU lanes and its scalars."""
+def _sfu_dsps(config: HwConfig) -> int:
+    """Products of the SFU: a lane's 8 and its scalars' one of 24 x 24 bits, the rest of 24 x 16,
+    which are those of a polynomial in the distance from a segment's middle."""
     lanes = config.sfu_lanes
-    return min(lanes, 16) + 11 * lanes + 5
+    return (8 * lanes + 1) * PRODUCT_DSPS[config.dsp_kind] + 2 * lanes + 4
+
+
+def _epilogue_dsps(config: HwConfig) -> int:
+    return min(config.sfu_lanes, 16) * PRODUCT_DSPS[config.dsp_kind]
 
 
 def dsp_count(config: HwConfig, core: int) -> int:
     """DSPs of a core: exact, `tests/hw/test_resources.py` holds it against the generated design."""
     channels = config.channels[core]
-    products = _float_muls(config) * PRODUCT_DSPS[config.dsp_kind]
+    products = _epilogue_dsps(config) + _sfu_dsps(config)
     dispatcher = 3 if config.dsp_kind == "dsp58" else 4  # sys.mul, 32 x 32
     shares = 0 if channels & (channels - 1) == 0 else 2 * 2  # two divisions by the channels
     return _array_dsps(config, core) + products + dispatcher + shares
@@ -105,7 +112,8 @@ def _channel(config: HwConfig, made: MatrixParameters, batches: int) -> Resource
     total = Resources(lut=1100 + 105 * lanes * twin + 20 * beat, ff=1500 + 60 * lanes * twin)
     cell = Resources(lut=(32 + 10) * lanes, ff=36 * lanes)  # sparse multiplexers, skew registers
     lane = (
-        _part("mul").times(2) + _part("add").times(2) + _part("int_to_float").times(2)
+        _part("lane_mul").times(2) + _part("add").times(2) + _part("int_to_float")
+        + _part("short_to_float")
         + memory_blocks(32, BLOCK_PAIRS * batches, False) + memory_blocks(24, batches, False)
         + memory_blocks(24, batches, False) + Resources(lut=120, ff=140)
     )  # fmt: skip
@@ -132,11 +140,11 @@ def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: in
 def _sfu(config: HwConfig) -> Resources:
     lanes = config.sfu_lanes
     lane = (
-        _part("mul").times(6) + _part("add").times(2) + _part("exp") + _part("recip")
+        _part("mul").times(5) + _part("add").times(2) + _part("exp") + _part("recip")
         + _part("to_int8") + Resources(lut=900, ff=800)
     )  # fmt: skip
-    sums = _part("add").times(max(lanes - 1, 1) + (16 // lanes).bit_length())
-    scalars = _part("mul") + _part("add") + _part("recip").times(2)
+    sums = _part("add_positive").times(max(lanes - 1, 1) + (16 // lanes).bit_length())
+    scalars = _part("mul") + _part("add") + _part("recip") + _part("rsqrt") + _part("to_half")
     lists = Resources(lut=150 * config.top_k, ff=64 * config.top_k)
     return lane.times(lanes) + sums + scalars + lists + Resources(lut=3500, ff=3000)
 
@@ -167,10 +175,8 @@ def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
     urams = bool(config.slrs) and config.slrs[core].uram > 0
     vectors = max(config.prefill_tile, config.attention_tile * config.mv_vectors)
     batches = -(-vectors // made.cells)
-    products = PRODUCT_DSPS[config.dsp_kind]
-    array = _array_dsps(config, core)
-    sfu = (11 * config.sfu_lanes + 5) * products
-    epilogue = min(config.sfu_lanes, 16) * products
+    array, sfu = _array_dsps(config, core), _sfu_dsps(config)
+    epilogue = _epilogue_dsps(config)
     lines = Resources(lut=24 * config.beat_bytes + 3000, ff=6000)
     return {
         "channels": _channel(config, made, batches).times(channels) + Resources(dsp=array),

@@ -43,8 +43,9 @@ def yosys_command() -> list[str]:
 def counts_by_kind(cells: Mapping[str, int]) -> dict[str, int]:
     """Cells by type, as `stat -json` gives them, as counts by kind of resource."""
     total = dict.fromkeys(("dsp", "lut", "ff", "bram36", "uram"), 0.0)
+    total["lut"] = lut_sites(cells)
     for name, count in cells.items():
-        if re.fullmatch(r"LUT[1-6]|SRL\w*|INV", name):
+        if re.fullmatch(r"SRL\w*", name):
             total["lut"] += count
         elif re.fullmatch(r"RAM\d+[A-Z]\d*\w*", name):  # a slice's memory takes up to eight tables
             total["lut"] += 8 * count if "M" in name else 2 * count
@@ -57,6 +58,22 @@ def counts_by_kind(cells: Mapping[str, int]) -> dict[str, int]:
         elif name.startswith("URAM"):
             total["uram"] += count
     return {kind: round(count) for kind, count in total.items()}
+
+
+def lut_sites(cells: Mapping[str, int]) -> float:
+    """Look-up tables of the device that these functions need, as Yosys estimates them: a site
+    has two outputs, and takes a function of up to two inputs beside one of three or four, one of
+    a single input beside one of five, and otherwise two of the small ones."""
+    by_inputs = [0, *(cells.get(f"LUT{k}", 0) for k in range(1, 7))]
+    by_inputs[1] += cells.get("INV", 0)
+    large = sum(by_inputs[3:])
+    for host in (5, 4, 3):
+        room = by_inputs[host]
+        for guest in (1, 2) if host < 5 else (1,):
+            beside = min(room, by_inputs[guest])
+            by_inputs[guest] -= beside
+            room -= beside
+    return large + (by_inputs[1] + by_inputs[2] + 1) // 2
 
 
 def synthesised(config: HwConfig) -> dict[str, int]:
