@@ -427,7 +427,7 @@ class _Build:
             "scale": options.scaling,
             "smooth k": "scale" if fixed else "turn and scale",
             "prune": f"{options.pruning} {options.sparsity}, masks by {options.masks}",
-            "round": f"{options.rounding} {self.report.scheme}",
+            "round": AS_IS if fixed else f"{options.rounding} {self.report.scheme}",
         }
         errors, found = {}, {}
         if ladder is None:
