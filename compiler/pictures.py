@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,14 +56,31 @@ class Run:
     float_perplexity: float | None = None
 
 
+def _styled(draw: Callable[[Sequence[Run]], Figure]) -> Callable[[Sequence[Run]], Figure]:
+    """The function, drawing in `STYLE`."""
+
+    @wraps(draw)
+    def drawn(runs: Sequence[Run]) -> Figure:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return draw(runs)
+
+    return drawn
+
+
 def _figure(columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.4 * columns, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)
-    return figure, list(axes[0])
+    figure = Figure(figsize=(4.4 * columns, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _say(axes: Axes, text: str) -> None:
+    """A sentence in place of a picture that has nothing to show."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def _line(axes: Axes, name: str, x: Sequence[float], y: Sequence[float], index: int) -> None:
@@ -91,12 +109,14 @@ def _by_kind(
     return {name: found[name] for name in MATRICES if name in found}
 
 
+@_styled
 def error_per_layer(runs: Sequence[Run]) -> Figure:
     """Errors of the residual stream after each layer and pass, and of each matrix (first run)."""
     figure, (left, right) = _figure(2)
     lines = [(p.name, p.errors) for p in runs[0].report.passes if p.errors]
     if len(runs) > 1:
-        lines = [(run.label, run.report.passes[-1].errors) for run in runs]
+        last = [(run.label, run.report.passes[-1].errors) for run in runs]
+        lines = [(name, errors) for name, errors in last if errors]
     for index, (name, errors) in enumerate(lines):
         _line(left, name, range(len(errors)), errors, index)
     for index, (name, values) in enumerate(
@@ -112,9 +132,12 @@ def error_per_layer(runs: Sequence[Run]) -> Figure:
         if axes.lines:
             axes.set_yscale("log")
             axes.legend(fontsize=7, ncols=2)
+        else:
+            _say(axes, "measured with calibration only")
     return figure
 
 
+@_styled
 def bits_per_layer(runs: Sequence[Run]) -> Figure:
     """Stored bits a weight of each layer, split by what is stored; a bar for each run."""
     figure, (axes,) = _figure(1)
@@ -140,7 +163,7 @@ def bits_per_layer(runs: Sequence[Run]) -> Figure:
     axes.set_ylabel("stored bits a weight")
     axes.set_title("bits of each layer")
     _whole(axes)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     return figure
 
 
@@ -158,16 +181,15 @@ def _weights(model: QuantModel, name: str) -> np.ndarray[Any, np.dtype[np.float3
     return np.concatenate(found)
 
 
+@_styled
 def weight_histograms(runs: Sequence[Run]) -> Figure:
     """Kept weights of each kind of matrix, all layers together, for each run."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     layer = runs[0].model.layers[0]
     names = [name for name in MATRICES if getattr(layer, name) is not None] + ["head"]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8.8, 4.2), layout="constrained")
-        grid = figure.subplots(2, 4)
+    figure = Figure(figsize=(8.8, 4.2), layout="constrained")
+    grid = figure.subplots(2, 4)
     for axes, name in zip(grid.flat, names):
         for index, run in enumerate(runs):
             _, _, drawn = axes.hist(
@@ -192,6 +214,7 @@ def _points(run: Run) -> list[tuple[str, float, float]]:
     return [(f"{run.label}: {p.name}", p.bytes, p.after) for p in passes if p.after is not None]
 
 
+@_styled
 def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
     """Perplexity against bytes of all matrices, with the points that no other one beats joined."""
     figure, (axes,) = _figure(1, 3.6)
@@ -208,6 +231,10 @@ def accuracy_against_bytes(runs: Sequence[Run]) -> Figure:
         for _, size, value in points
         if not any(s <= size and v <= value and (s, v) != (size, value) for _, s, v in points)
     )
+    if not points:
+        _say(axes, "no perplexity: neither calibrated nor evaluated")
+    elif max(value for _, _, value in points) > 3 * min(value for _, _, value in points):
+        axes.set_yscale("log")
     if best:
         (front,) = axes.plot(*zip(*best), color="#888888", linewidth=1, drawstyle="steps-post")
         front.set_gid("front")

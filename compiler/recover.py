@@ -373,8 +373,10 @@ def _layer_errors(run: Recovery, checkpoint: Checkpoint) -> tuple[float, ...]:
     return tuple(errors)
 
 
-def _text(checkpoint: Checkpoint, options: QuantOptions, progress: Progress) -> Calibration:
-    length = calibrate.calibration_size(checkpoint.config)[1]
+def _text(
+    checkpoint: Checkpoint, longest: int, options: QuantOptions, progress: Progress
+) -> Calibration:
+    length = min(longest, calibrate.calibration_size(checkpoint.config)[1])
     if options.recover != "auto":
         return calibrate.from_file(checkpoint, options.recover, 1 << 30, length)
     model = calibrate.float_model(checkpoint)
@@ -408,7 +410,7 @@ def recover(
         raise InputError(f"recover: {size:,} parameters are more than the {LARGEST:,} that train")
     check_trainable(model)
     recipe = Recipe(steps=options.recover_steps, seed=options.seed)
-    text = _text(checkpoint, options, progress)
+    text = _text(checkpoint, model.max_length, options, progress)
     run = Recovery(FloatModel.load(checkpoint), model, text, recipe)
     before = run.perplexity()
     state = None if options.recover_state is None else Path(options.recover_state)

@@ -100,6 +100,15 @@ def test_front_of_accuracy_against_bytes(runs: list[Run]) -> None:
     assert len(axes.collections) == 3
 
 
+def test_without_calibration_the_pictures_say_so(runs: list[Run]) -> None:
+    plain = replace(runs[0].report, passes=[PassReport("round", "nearest", 4.5, 900.0)])
+    bare = [replace(run, report=plain) for run in runs]
+    assert [text.get_text() for text in error_per_layer(bare).axes[0].texts] == [
+        "measured with calibration only"
+    ]
+    assert "neither calibrated" in accuracy_against_bytes(bare).axes[0].texts[0].get_text()
+
+
 def test_files_are_of_their_kind_and_repeat(runs: list[Run]) -> None:
     figure = bits_per_layer(runs)
     text = svg(figure)

@@ -157,7 +157,9 @@ def test_quantise_recovers(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(recover, "TEXTS", 24)
     told = list[str]()
     state = tmp_path / "state"
-    options = QuantOptions("w2g32", recover="auto", recover_steps=8, recover_state=state)
+    options = QuantOptions(
+        "w2g32", recover="auto", recover_steps=8, recover_state=state, max_length=16
+    )
     made = quantise(random_checkpoint(name), options, lambda what, *_: told.append(what))
     last = made.report.passes[-1]
     assert last.name == "recover" and last.method == "8 steps on sampled text"
