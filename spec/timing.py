@@ -19,7 +19,7 @@ from flightllm.spec.parameters import MatrixParameters, matrix_parameters
 
 __all__ = [
     "ADD", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MUL", "OUTSTANDING",
-    "QUEUE_PASS", "READ_LATENCY", "RUN_START", "EngineTiming", "MatrixTiming",
+    "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "EngineTiming", "MatrixTiming",
     "engine_timing", "exchange_cycles", "gather_cycles", "matrix_timing", "misc_cycles",
     "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles", "vector_setup",
 ]  # fmt: skip
@@ -106,7 +106,9 @@ def store_setup(name: str, operands: Mapping[str, int], channels: int) -> int:
 
 
 STORE_PIPE = 4
-"""From a store's job to its beat at the master."""
+"""From a store's job to its beat."""
+TRANSFER = 3
+"""A beat that begins a transfer waits for its command to pass the master."""
 
 # ---------------------------------------------------------------------------------- engine
 

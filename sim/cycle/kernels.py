@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from flightllm.spec.timing import BURST_BEATS, FIFO_PASS, LATE_REQUEST, OUTSTANDING
+from flightllm.spec.timing import BURST_BEATS, FIFO_PASS, LATE_REQUEST, OUTSTANDING, TRANSFER
 
 __all__ = ["MEMORY", "access", "consume", "issue", "store"]
 
@@ -233,17 +233,17 @@ def consume(
 
 @njit(cache=True)
 def store(t: Any, late: float, period: float, beat: int, jobs: Any, channels: Any, addresses: Any,
-          sizes: Any, place: int, limit: float, masters: Any, rows: Any, free: Any, activated: Any,
+          sizes: Any, place: int, limit: float, sent: Any, rows: Any, free: Any, activated: Any,
           states: Any, answers: Any) -> int:  # fmt: skip
     """Write transfers in order, from `place` to the first later than `limit`; the new place.
 
-    jobs : the cycle in which each transfer's last beat reaches its master. sizes : its beats.
-    answers : each channel's last response. masters : each channel's cycle of the last beat sent.
+    jobs : the cycle in which each transfer's last beat is ready. sizes : its beats. sent : the
+    cycle in which the last beat of all went to its master. answers : each channel's last response.
     """
     while place < len(jobs) and jobs[place] <= limit:
         c, size = channels[place], sizes[place]
-        at = max(jobs[place], masters[c] + size)
-        masters[c] = at
+        at = max(jobs[place] + TRANSFER, sent[0] + TRANSFER + size)
+        sent[0] = at
         if late > 0:
             answer = at + late
         else:

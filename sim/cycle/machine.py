@@ -148,5 +148,5 @@ class TimedMachine:
         named: dict[str, Any] = dict(run.step.named(run.values))
         self.tracer(TraceRecord(
             core.number, run.step.unit.name.lower(), run.step.address, run.step.kind.name, named,
-            round(run.start), round(run.now),
+            round(run.start - timing.GRANT), round(run.now),
         ))  # fmt: skip

@@ -122,7 +122,7 @@ class ChannelMemory:
         self.beats = np.zeros((n, HISTORY), np.int64)
         self.times = np.zeros((n, HISTORY))
         self.pushed = np.zeros(n, np.int64)
-        self.writers = np.full(n, -1e9)
+        self.sent = np.full(1, -1e9)
         self.answers = np.full(n, -1e9)
         self.queue: deque[Transfer] = deque()  # not yet asked for completely
         self.recent: deque[Transfer] = deque(maxlen=MASTER_COMMANDS + 1)
@@ -260,7 +260,7 @@ class ChannelMemory:
         self.ask(min(limit, float(jobs[-1])) if len(jobs) else limit)
         made: int = kernels.store(
             self.timing, self.late, self.period, self.beat, jobs, channels, addresses, sizes,
-            place, limit, self.writers, self.rows, self.free, self.activated, self.states,
+            place, limit, self.sent, self.rows, self.free, self.activated, self.states,
             self.answers,
         )  # fmt: skip
         return made
