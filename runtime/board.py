@@ -257,12 +257,16 @@ class BoardDevice:
                 if done == seen:
                     raise DeviceError(
                         f"{self.name}: no progress for {self._timeout:g} s: "
-                        + explain(self._read, self.config.cores)
+                        + self._explain()
                     )
                 seen, moved = done, now
             self._link.pause(now - begin)
         if status & (_ERROR | _ABORTED):
-            raise DeviceError(f"{self.name}: " + explain(self._read, self.config.cores))
+            raise DeviceError(f"{self.name}: {self._explain()}")
+
+    def _explain(self) -> str:
+        words = [code.words.tolist() for code in self._loaded().cores]
+        return explain(self._read, self.config.cores, words)
 
     def _work_done(self) -> int:
         """A number that grows while any unit of any core gets on."""

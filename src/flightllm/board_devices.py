@@ -14,11 +14,15 @@ from flightllm.spec.errors import InputError
 from flightllm.spec.trace import TraceRecord
 
 if TYPE_CHECKING:
+    from flightllm.runtime.board import BoardDevice
     from flightllm.runtime.pynq_device import PynqDevice
     from flightllm.sim.board.device import Bus
 
 __all__ = ["SIMULATED", "open_board"]
 
+WATCHDOG, TIMEOUT = 1 << 20, 60.0
+"""Of simulated cards: fewer cycles than on a board, because each takes longer."""
+SERIAL = "serial:"
 _NUMBERS = itertools.count()
 
 Tracer = Callable[[TraceRecord], None]
@@ -30,7 +34,15 @@ def _functional(config: HwConfig) -> Bus:
     return FunctionalBus(config)
 
 
-SIMULATED: dict[str, Callable[[HwConfig], Bus]] = {"sim:functional": _functional}
+def _rtl(config: HwConfig) -> Bus:
+    from flightllm.sim.rtl.bus import RtlBus
+
+    return RtlBus(config)
+
+
+SIMULATED: dict[str, Callable[[HwConfig], Bus]] = {
+    "sim:functional": _functional, "sim:rtl": _rtl,
+}  # fmt: skip
 """What stands behind the registers of each simulated device."""
 
 
@@ -40,12 +52,13 @@ def open_board(
     bitstream: Path | None = None,
     trace: Tracer | None = None,
     **options: Any,
-) -> PynqDevice:
+) -> BoardDevice:
     """A board, programmed with a bitstream for `config`.
 
     Parameters
     ----------
-    device : "sim:functional" or another of `SIMULATED`; else as for
+    device : "sim:functional" or "sim:rtl"; "serial:PATH" for a board that was programmed already
+        and is at the other end of a serial line; else as for
         `flightllm.runtime.pynq_device.find_device`.
     bitstream : a simulated device makes its own.
     trace, options : see `flightllm.runtime.pynq_device.PynqDevice`.
@@ -61,6 +74,8 @@ def open_board(
 
     if device in SIMULATED:
         return _simulated(config, device, trace, options)
+    if device is not None and device.startswith(SERIAL):
+        return _serial(config, Path(device.removeprefix(SERIAL)), trace, options)
     if device is not None and device.startswith("sim:"):
         raise InputError(f"device {device!r} is not one of {', '.join(SIMULATED)}")
     if bitstream is None:
@@ -69,6 +84,21 @@ def open_board(
             f" --device {next(iter(SIMULATED))} for a simulated one"
         )
     return PynqDevice(bitstream, device, config=config, trace=trace, **options)
+
+
+def _serial(
+    config: HwConfig, path: Path, trace: Tracer | None, options: dict[str, Any]
+) -> BoardDevice:
+    from flightllm.runtime.board import BoardDevice
+    from flightllm.runtime.serial_link import SerialLink, SerialPort
+    from flightllm.spec.serial import BAUD
+
+    link = SerialLink(SerialPort(path, BAUD), f"serial:{path}", config)
+    try:
+        return BoardDevice(link, config, trace=trace, **options)
+    except BaseException:
+        link.close()
+        raise
 
 
 def _simulated(
@@ -81,4 +111,5 @@ def _simulated(
     card = SimulatedDevice(SIMULATED[device], tag, device)
     with tempfile.TemporaryDirectory(prefix="flightllm-card-") as folder:
         path = write_bitstream(Path(folder), config)
+        options = {"watchdog": WATCHDOG, "timeout": TIMEOUT, **options}
         return PynqDevice(path, card, config=config, trace=trace, **options)

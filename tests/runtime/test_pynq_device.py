@@ -181,7 +181,7 @@ def test_an_overlay_without_the_accelerator_is_refused(card: Card, monkeypatch) 
 def test_devices_by_name() -> None:
     with pytest.raises(DeviceError, match="device u280: PYNQ finds none on this machine"):
         find_device("u280")
-    with pytest.raises(InputError, match="device 'sim:spice' is not one of sim:functional"):
+    with pytest.raises(InputError, match="'sim:spice' is not one of sim:functional, sim:rtl"):
         open_board(load_config("tiny"), "sim:spice")
     with pytest.raises(InputError, match="a board needs its bitstream: --bitstream FILE"):
         open_board(load_config("tiny"), "embedded_xrt0")

@@ -114,8 +114,8 @@ def test_a_device_that_ignores_reset_must_be_programmed_again(card: Card, monkey
 @pytest.mark.parametrize(
     "code, unit, words",
     [
-        (ErrorCode.READ, Unit.LD, "LD at word 12: a memory channel answered a read with an error"),
-        (ErrorCode.WRITE, Unit.ST, "ST at word 12: a memory channel answered a write with an err"),
+        (ErrorCode.READ, Unit.LD, "LD at word 12.*: a memory channel answered a read with an"),
+        (ErrorCode.WRITE, Unit.ST, "ST at word 12.*: a memory channel answered a write with an"),
     ],
 )
 def test_an_error_response_names_unit_word_and_channel(
@@ -133,7 +133,7 @@ def test_errors_of_the_second_core_and_the_dispatcher() -> None:
     device = card.open()
     session = Session(device, program("tiny-2core"))
     card.bus.failing = {1: CoreError(ErrorCode.LOOP, address=5)}
-    with pytest.raises(DeviceError, match="core 1, the dispatcher at word 5: loops nest too deep"):
+    with pytest.raises(DeviceError, match="core 1, the dispatcher at word 5.*: loops nest too"):
         session.prefill([1])
     card.bus.failing = {}
     assert generate(session) == expected("tiny-2core")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,7 @@ class Card:
 
     def __init__(self, config: HwConfig, make_bus=FunctionalBus) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self.device = SimulatedDevice(make_bus, f"card{next(_NUMBERS)}")
+        self.device = SimulatedDevice(make_bus, f"card{os.getpid()}.{next(_NUMBERS)}")
         self.bitstream = write_bitstream(Path(self._folder.name), config)
 
     @property

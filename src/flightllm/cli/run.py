@@ -53,7 +53,7 @@ def run(
     on: On = "functional",
     device: Annotated[
         str | None,
-        typer.Option(help="Board: a PYNQ device, remote:ADDRESS, or sim:functional (simulated)."),
+        typer.Option(help="PYNQ device, remote:ADDRESS, serial:PATH, sim:functional or sim:rtl."),
     ] = None,
     bitstream: Annotated[
         Path | None, typer.Option(help="What to program the board with.")
