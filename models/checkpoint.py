@@ -130,11 +130,11 @@ def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder, a GGUF or llama2.c file or a zoo entry.
+    """Open a Hugging Face folder, a GGUF, ONNX or llama2.c file or a zoo entry.
 
     Parameters
     ----------
-    model : a folder with config.json, a GGUF file, a .bin file of llama2.c, or a name of
+    model : a folder with config.json, a .gguf, .onnx or llama2.c .bin file, or a name of
         `zoo.names()`; a name wins over a folder of that name ("./demo" means the folder).
 
     Raises
@@ -176,9 +176,17 @@ def _open_file(path: Path) -> Checkpoint:
             first = raw.read(4)
         if first == b"GGUF":
             return _open_gguf(path)
+        if path.suffix == ".onnx":
+            return _open_onnx(path)
+        if path.suffix == ".pt2":
+            raise InputError(
+                f"{path}: is a torch.export program, whose archive may hold pickled objects: export"
+                " it with torch.onnx.export and give the .onnx file"
+            )
         if first[:2] == b"PK" or path.suffix != ".bin":
             raise InputError(
-                f"{path}: is no llama2.c model, nor GGUF; of a Hugging Face model give the folder"
+                f"{path}: is no llama2.c model, nor GGUF or ONNX; of a Hugging Face model give"
+                " the folder"
             )
         return _open_llama2c(path)
     except OSError as error:
@@ -191,6 +199,15 @@ def _open_gguf(path: Path) -> Checkpoint:
     made = read_gguf(path)
     home = None if made.tokenizer is None else _Written(made.tokenizer)
     return Checkpoint(made.config, made.readers, str(path), None, made.codes, home)
+
+
+def _open_onnx(path: Path) -> Checkpoint:
+    from flightllm.models.onnx_model import read_onnx
+
+    made = read_onnx(path)
+    return Checkpoint(
+        made.config, made.readers, str(path), path.parent, made.codes, notes=made.notes
+    )
 
 
 class _Written:

@@ -16,7 +16,7 @@ from flightllm.models.codes import Codes
 from flightllm.models.gguf_file import GgufFile, GgufTensor
 from flightllm.spec.errors import InputError
 
-__all__ = ["IQ4_NL_LEVELS", "KEPT", "PLAIN", "codes_of", "float_of", "readable"]
+__all__ = ["FATES", "IQ4_NL_LEVELS", "KEPT", "PLAIN", "codes_of", "float_of", "readable"]
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -138,6 +138,18 @@ KEPT: dict[str, Callable[[U8], Codes]] = {
     "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
 }  # fmt: skip
 """Block types that become codes: raw uint8 [rows, blocks, bytes] to codes."""
+
+
+FATES = {
+    **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"), "kept exactly"),
+    **dict.fromkeys(
+        ("Q4_K", "Q5_K", "IQ4_XS"),
+        "codes kept; scales (and minima) rounded to fp16, which changes the weights by less than"
+        " 0.05 % of their root mean square",
+    ),
+    "Q6_K": "rounded anew to w8g32: its groups of 16 are smaller than the decode unit's",
+}
+"""What `--weights as-is` makes of each type in `KEPT` (tests hold it against what it does)."""
 
 
 def readable(kind: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,24 @@ from numpy.typing import NDArray
 from flightllm.models.codes import Codes
 from flightllm.models.hf_config import Fields
 from flightllm.models.packing import unpack_awq, unpack_stream
-from flightllm.models.weight_files import Entry
 from flightllm.spec.errors import InputError
 
+if TYPE_CHECKING:
+    from flightllm.models.weight_files import Entry
+
 __all__ = [
+    "LAYOUTS",
     "METHODS", "PackedMatrix", "QuantScheme", "packed_matrix", "read_scheme",
 ]  # fmt: skip
 
+LAYOUTS = (
+    ("GPTQ, `checkpoint_format` `gptq` or `gptq_v2`", "2, 3, 4, 8", "kept exactly; rounded anew to"
+     " w8g32 where act-order puts columns of a group apart, or 8-bit levels leave -127 to 127"),
+    ("AWQ, `version` `gemm` or `gemv`", "4", "kept exactly"),
+    ("compressed-tensors, `pack-quantized`", "4, 8", "kept exactly; as GPTQ with act-order"),
+    ("compressed-tensors, `int-quantized`", "8", "kept exactly, but for levels of -128"),
+)  # fmt: skip
+"""What is read, in words: format, bits, and what `--weights as-is` makes of it."""
 METHODS = ("gptq", "awq", "compressed-tensors")
 """Values of `quant_method` that are read."""
 
@@ -252,9 +263,7 @@ def _places(entry: Entry | None, columns: int, group: int, groups: int) -> NDArr
     return None if np.array_equal(found, np.arange(columns) // group) else found
 
 
-def _of_gptq(
-    parts: _Parts, rows: int, columns: int, scheme: QuantScheme
-) -> Callable[[], Codes]:
+def _of_gptq(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
     bits, group = scheme.bits, scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("qweight", (_words(columns, bits), rows), ("int32",))
@@ -272,9 +281,7 @@ def _of_gptq(
     return read
 
 
-def _of_awq(
-    parts: _Parts, rows: int, columns: int, scheme: QuantScheme
-) -> Callable[[], Codes]:
+def _of_awq(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
     group = scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("qweight", (columns, rows // 8), ("int32",))
@@ -288,9 +295,7 @@ def _of_awq(
     return read
 
 
-def _of_gemv(
-    parts: _Parts, rows: int, columns: int, scheme: QuantScheme
-) -> Callable[[], Codes]:
+def _of_gemv(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
     group = scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("qweight", (rows, _words(columns, 4)), ("int32",))
@@ -338,9 +343,7 @@ def _scales(
     return lambda: np.broadcast_to(_array(entry).reshape(-1, groups), (rows, groups))
 
 
-def _of_packed(
-    parts: _Parts, rows: int, columns: int, scheme: QuantScheme
-) -> Callable[[], Codes]:
+def _of_packed(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
     bits, group = scheme.bits, scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("weight_packed", (rows, _words(columns, bits)), ("int32",))
@@ -358,9 +361,7 @@ def _of_packed(
     return read
 
 
-def _of_plain(
-    parts: _Parts, rows: int, columns: int, scheme: QuantScheme
-) -> Callable[[], Codes]:
+def _of_plain(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
     group = scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("weight", (rows, columns), ("int8",))
@@ -371,4 +372,3 @@ def _of_plain(
         return _affine((levels + 128).astype(np.uint8), zeros() + 128, scales(), group, 8)
 
     return read
-

@@ -17,6 +17,8 @@ READING_ORDER = (
     "python-api",
     "your-own-board",
     "boards",
+    "importing",
+    "support",
     "adding-a-model",
     "adding-an-instruction",
     "number-formats",

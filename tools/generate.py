@@ -23,6 +23,7 @@ GENERATED: dict[str, str] = {
     "docs/isa.md": "flightllm.spec.isa_doc:manual",
     "docs/registers.md": "flightllm.spec.registers:manual",
     "docs/lengths.md": "lengths:page",
+    "docs/support.md": "support_matrix:page",
     "docs/README.md": "docs_index:page",  # after the other pages: it lists them
     "spec/sfu_tables.py": "flightllm.spec.make_sfu_tables:page",
 }

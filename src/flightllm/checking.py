@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,8 +81,17 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
     config = as_config(board)
     max_length = options.pop("max_length", None)
     wanted = QuantOptions(**options)
-    checkpoint = open_checkpoint(model)
-    findings = [_model(checkpoint), _weights(checkpoint), _tokenizer(checkpoint)]
+    operators = _operators(model)
+    if not all(finding.ok for finding in operators):
+        return CheckReport(operators, [], None)
+    try:
+        checkpoint = open_checkpoint(model)
+    except InputError as error:
+        if not operators:
+            raise
+        return CheckReport([*operators, Finding("decoder", False, str(error))], [], None)
+    findings = [*operators, _model(checkpoint), _weights(checkpoint), _tokenizer(checkpoint)]
+    findings += [Finding("note", True, text) for text in checkpoint.notes]
     if wanted.scheme(bool(checkpoint.code_readers)) is None:
         # A checkpoint's own codes are INT8 at most: what is counted here is the largest they get.
         wanted = dataclasses.replace(wanted, weights="w8g32")
@@ -93,6 +103,28 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
     elif wanted.kept != 16:
         findings.append(_sparsity(checkpoint.config, wanted, config, program))
     return CheckReport(findings, changes, program)
+
+
+def _operators(model: str | Path) -> list[Finding]:
+    """Of an ONNX file, each operator; where it is not supported each node, why, and a remedy."""
+    path = Path(model)
+    if path.suffix != ".onnx" or not path.is_file():
+        return []
+    from flightllm.models.onnx_file import open_onnx
+    from flightllm.models.onnx_structure import unsupported
+
+    graph = open_onnx(path)
+    wrong = [
+        Finding(f"operator {node.op}", False, f"node {node.name!r} is not supported: {remedy}")
+        for node, remedy in unsupported(graph)
+    ]
+    missing = {node.op for node, _ in unsupported(graph)}
+    counts = Counter(node.op for node in graph.nodes if node.op not in missing)
+    found = [
+        Finding(f"operator {name}", True, f"{count} node{'s' if count > 1 else ''}")
+        for name, count in sorted(counts.items())
+    ]
+    return found + wrong
 
 
 def _model(checkpoint: Checkpoint) -> Finding:
@@ -115,6 +147,8 @@ def _weights(checkpoint: Checkpoint) -> Finding:
         text = "none: compiles to instructions, but cannot run; give a folder that holds them"
     else:
         text = f"{len(checkpoint.readers)} tensors of the right shapes"
+        if checkpoint.code_readers:
+            text += f", {len(checkpoint.code_readers)} of them quantised"
     return Finding("weights", True, text)
 
 
