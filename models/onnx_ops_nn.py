@@ -193,7 +193,7 @@ def rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
     else:
         a, b = turned[..., :half], turned[..., half:]
         both = np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return np.concatenate([both, rest], axis=-1).astype(x.dtype, copy=False)
+    return np.asarray(np.concatenate([both, rest], axis=-1).astype(x.dtype, copy=False))
 
 
 def _heads(x: Array, heads: int) -> Array:

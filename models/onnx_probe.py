@@ -179,9 +179,7 @@ def start(decoder: Decoder, size: float, seed: int, tokens: int | None = None) -
             raise graph.fail(lookup.node, f"gives {list(shape)}, not one row a token")
         probe.evaluation.values[lookup.output] = made
         probe.outputs[lookup.output] = made.reshape(-1, lookup.shape[1]).astype(np.float64)
-    probe.residual = sum(  # type: ignore[assignment]
-        (probe.outputs[lookup.output] for lookup in decoder.lookups), np.zeros(())
-    )
+    probe.residual = sum((probe.outputs[lookup.output] for lookup in decoder.lookups), np.zeros(()))
     return probe
 
 
