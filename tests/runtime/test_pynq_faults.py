@@ -143,6 +143,7 @@ def test_errors_of_the_second_core_and_the_dispatcher() -> None:
 # ------------------------------------------------------------------------- uploads
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_upload_leaves_no_program(card: Card) -> None:
     device = card.open()
     device.load(program())
@@ -204,6 +205,7 @@ def test_a_transfer_that_fails_says_where(card: Card) -> None:
 # ------------------------------------------------------------------------- Ctrl-C
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_mid_token_loses_nothing(card: Card, session: Session) -> None:
     """The interrupted step is tried again; tokens and memory are those of an undisturbed run."""
     from cards import PROMPT
