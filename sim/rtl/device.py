@@ -60,6 +60,7 @@ class RtlDevice:
     wave : file for a waveform (VCD), from cycle `wave_from` on.
     watchdog : cycles without progress that end a run with an error.
     cache : in place of the user's cache. progress : told what a build is doing.
+    optimise : see `build_library`.
 
     Members
     -------
@@ -72,13 +73,15 @@ class RtlDevice:
     def __init__(self, config: HwConfig, *, memory: MemoryModel | None = None,
                  trace: Tracer | None = None, wave: Path | None = None, wave_from: int = 0,
                  watchdog: int = WATCHDOG, cache: Path | None = None,
-                 progress: Callable[[str], None] | None = None) -> None:  # fmt: skip
+                 progress: Callable[[str], None] | None = None,
+                 optimise: str = "-O2") -> None:  # fmt: skip
         self.config, self.build_seconds = config, 0.0
         self._memory = memory or MemoryModel(
             latency=config.memory.latency_cycles, clock_mhz=config.clock_mhz
         )
         self._tracer, self._wave, self._wave_from = trace, wave, wave_from
         self._watchdog, self._cache, self._progress = watchdog, cache, progress
+        self._optimise = optimise
         self._sim: Simulation | None = None
         self._trace: RunTrace | None = None
 
@@ -104,7 +107,8 @@ class RtlDevice:
         traced = self._tracer is not None
         begin = time.perf_counter()
         library = build_library(
-            design_of(self.config, traced), self._wave is not None, self._cache, self._progress
+            design_of(self.config, traced), self._wave is not None, self._cache, self._progress,
+            self._optimise,
         )
         self.build_seconds = time.perf_counter() - begin
         self._program = program

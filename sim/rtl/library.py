@@ -70,13 +70,15 @@ def cache_folder() -> Path:
 
 
 def build_library(design: Design, wave: bool = False, cache: Path | None = None,
-                  progress: Callable[[str], None] | None = None) -> Path:  # fmt: skip
+                  progress: Callable[[str], None] | None = None,
+                  optimise: str = "-O2") -> Path:  # fmt: skip
     """The shared library of a design; builds it where the cache has none.
 
     Parameters
     ----------
     wave : with waveforms, which is slower. cache : `cache_folder` when left out.
     progress : told what is being done, only when something is built.
+    optimise : the compiler's level; "-O1" is built in half the time and runs slower.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def build_library(design: Design, wave: bool = False, cache: Path | None = None,
     """
     cache = cache or cache_folder()
     fixed = (
-        design.header(), str(wave), toolchain.version(), toolchain.compiler(), *_COMPILE,
+        design.header(), str(wave), optimise, toolchain.version(), toolchain.compiler(), *_COMPILE,
         *toolchain.VERILATE, str(_SPLIT), *_texts(_HERE / name for name in _SOURCES),
     )  # fmt: skip
     by_source = cache / f"{design.name}-{_digest((design.key, _source_digest(), *fixed))}.key"
@@ -101,12 +103,13 @@ def build_library(design: Design, wave: bool = False, cache: Path | None = None,
     text = design.verilog()
     folder = cache / f"{design.name}-{_digest((text, *fixed))}"
     if not (folder / "design.so").is_file():
-        _build(design, text, wave, folder, tell)
+        _build(design, text, wave, optimise, folder, tell)
     _put(by_source, folder.name)
     return folder / "design.so"
 
 
-def _build(design: Design, text: str, wave: bool, final: Path, tell: Callable[[str], None]) -> None:
+def _build(design: Design, text: str, wave: bool, optimise: str, final: Path,
+           tell: Callable[[str], None]) -> None:  # fmt: skip
     cache = final.parent
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         work = Path(scratch)
@@ -119,7 +122,7 @@ def _build(design: Design, text: str, wave: bool, final: Path, tell: Callable[[s
             work,
         )  # fmt: skip
         tell("compiling it")
-        objects = _compile(work, wave)
+        objects = _compile(work, wave, optimise)
         sources = ("verilated.cpp", "verilated_threads.cpp", *(["verilated_vcd_c.cpp"] * wave))
         objects += toolchain.library(cache, work, sources, ("-O2", "-fPIC", "-fno-gnu-unique"))
         keep = work / "keep"
@@ -137,14 +140,14 @@ def _build(design: Design, text: str, wave: bool, final: Path, tell: Callable[[s
                 raise
 
 
-def _compile(work: Path, wave: bool) -> list[Path]:
+def _compile(work: Path, wave: bool, optimise: str) -> list[Path]:
     """Every C++ file of the design and the harness, as many at a time as there are processors."""
     largest_first = sorted((work / "cpp").glob("*.cpp"), key=lambda path: -path.stat().st_size)
     sources = [_HERE / "harness.cpp", *largest_first]
 
     def one(source: Path) -> Path:
         out = work / f"{source.stem}.o"
-        options = ["-O0" if source.stem.endswith("__Slow") else "-O2"]  # Slow runs once
+        options = ["-O0" if source.stem.endswith("__Slow") else optimise]  # Slow runs once
         if wave:
             options.append("-DWAVE")
         toolchain.call(

@@ -28,6 +28,7 @@ from flightllm.spec.errors import InputError, VerifyError  # noqa: E402
 from flightllm.spec.image import Program  # noqa: E402
 from flightllm.spec.isa import Register  # noqa: E402
 
+pytestmark = pytest.mark.timeout(1800)  # the first test builds the hardware
 BOARD = small_board()
 IDS = np.random.default_rng(1).integers(0, 96, 11).tolist()
 
@@ -45,7 +46,7 @@ def rtl(rtl_cache: Path):
 
     def make(**options) -> RtlDevice:
         options.setdefault("trace", lambda record: None)
-        opened.append(RtlDevice(BOARD, cache=rtl_cache, **options))
+        opened.append(RtlDevice(BOARD, cache=rtl_cache, optimise="-O1", **options))
         return opened[-1]
 
     yield make
