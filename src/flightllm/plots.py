@@ -61,10 +61,8 @@ def draw_layer(path: Path, model: str | Path, board: Board, options: Mapping[str
     """When each unit of core 0 works during a decode layer in the middle of the model."""
     made = Estimator(model, board, **options)
     records = [r for r in made.trace(context) if r.core == 0 and not r.name.endswith(".nop")]
-    ends = [r.end or 0 for r in records if r.name == "mv.linear" and "add" in r.operands]
     layers = len(made.shape.layers)
-    ends.sort()
-    step = ends[-1] / layers
+    step = max(r.end or 0 for r in records) / layers
     begin = step * (layers // 2)
     figure, axes = _figure()
     lanes = ["ld", "mv", "misc", "sys", "st"]
