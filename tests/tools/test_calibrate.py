@@ -51,7 +51,7 @@ def test_a_wrong_entry_of_the_table_is_noticed(rtl, monkeypatch, entry):
 
     def wrong(config, core=0):
         made = right(config, core)
-        return dataclasses.replace(made, **{entry: getattr(made, entry) + 40})
+        return dataclasses.replace(made, **{entry: getattr(made, entry) + 120})
 
     monkeypatch.setattr(timing, "engine_timing", wrong)
     row = measure(*rtl)
