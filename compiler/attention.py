@@ -157,7 +157,7 @@ class AttentionBuilder(Builder):
                 self.scalar("add", name, reg(name), self.at(region))
             self.scalar("add", "row", self.tokens, inner - 1)
             self.scalar("shr", "row", reg("row"), inner.bit_length() - 1)
-            self.loop("tiles", reg("row"), tile)
+            self.loop("tiles" if self.half is None else f"tiles{self.half}", reg("row"), tile)
             self.advance(tmp=1, key=memory.key_region // ALIGN, start=1,
                          value=memory.value_region // ALIGN)  # fmt: skip
 

@@ -108,7 +108,12 @@ def _prefill_words(plan: Schedule, layout: Layout, lengths: Sequence[int]) -> in
     tokens, inner = layout.prefill_tile, layout.attention_tile
 
     def words(count: int) -> int:
-        return unrolled_words(plan.prefill, {"tiles": -(-count // inner), "logits": 1})
+        half = tokens // 2  # of a tile that goes through the layers in two
+        rest = max(count - half, 0)
+        loops = {"tiles": count, "tiles0": half, "tiles1": rest}
+        counts = {name: -(-queries // inner) for name, queries in loops.items()}
+        counts |= {"logits": 1, "both": min(rest, 1), "one": 1 - min(rest, 1)}
+        return unrolled_words(plan.prefill, counts)
 
     full, sizes, total = words(tokens), {}, 0
     for length in lengths:

@@ -12,7 +12,7 @@ from flightllm.compiler.schedule import Schedule
 from flightllm.compiler.sync import synchronise
 from flightllm.spec.config import HwConfig
 from flightllm.spec.encoding import encode
-from flightllm.spec.errors import InputError
+from flightllm.spec.errors import InputError, VerifyError
 from flightllm.spec.image import CoreCode
 
 __all__ = ["emit", "unrolled_words"]
@@ -45,10 +45,17 @@ def unrolled_words(block: Sequence[Step | Loop], counts: dict[str, int]) -> int:
     Parameters
     ----------
     counts : times each loop runs, by name; loops with a constant count need not be named.
+
+    Raises
+    ------
+    VerifyError
+        For a loop whose count is in a register and not in `counts`.
     """
     total = 0
     for node in block:
         if isinstance(node, Loop):
+            if node.name not in counts and node.count.reg:
+                raise VerifyError(f"loop {node.name}: how often it runs is not told")
             times = counts.get(node.name, node.count.imm)
             total += times * unrolled_words(node.body, counts)
         elif not node.op.kind.scalar:

@@ -10,8 +10,10 @@ from driver import Driver
 from random_quantized import random_model
 
 from flightllm.compiler.build import build_program, build_shape_program
+from flightllm.compiler.emit import unrolled_words
 from flightllm.compiler.fuse import fuse, verify_fused
 from flightllm.compiler.graph import Graph, Node, build_graph, verify_graph
+from flightllm.compiler.ir import Loop
 from flightllm.compiler.scheme import QuantOptions
 from flightllm.compiler.shape import shape_of
 from flightllm.compiler.tile import tile
@@ -20,6 +22,7 @@ from flightllm.models.integer import IntegerCache, IntegerModel
 from flightllm.sim.functional import FunctionalDevice
 from flightllm.spec.config import load_config
 from flightllm.spec.device import memory_sha256
+from flightllm.spec.encoding import Value
 from flightllm.spec.errors import InputError, VerifyError
 
 
@@ -105,6 +108,13 @@ def test_seven_billion_weights_need_few_instructions(name: str, length: int) -> 
     assert program.model.max_length >= length
     sizes = program.report["instruction_bytes_by_lengths"]
     assert sizes["adaptive"] < sizes["bucketed"] < sizes["unrolled"]
+
+
+def test_a_loop_of_unknown_count_is_not_sized_as_nothing() -> None:
+    body = (Loop("inner", Value(2), ()), Loop("tiles", Value(0, 7), ()))
+    assert unrolled_words(body, {"tiles": 3}) == 0
+    with pytest.raises(VerifyError, match="loop tiles: how often it runs is not told"):
+        unrolled_words(body, {})
 
 
 def test_twice_the_layers_add_only_parameters() -> None:
