@@ -29,7 +29,7 @@ def _figure() -> Any:
 def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None, "Title": figure.axes[0].get_title()})
     return path
 
 
