@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields
 
 from flightllm.spec.config import HwConfig
 from flightllm.spec.isa import QUEUE_DEPTH, UNITS
-from flightllm.spec.parameters import MatrixParameters, matrix_parameters
+from flightllm.spec.parameters import (
+    BLOCK_PAIRS,
+    LARGEST_GROUP,
+    MatrixParameters,
+    matrix_parameters,
+)
 
 __all__ = ["PARTS", "Resources", "core_resources", "dsp_count", "memory_blocks"]
-
-BLOCK_PAIRS = 8
-LARGEST_GROUP = 256
-LARGEST_HEAD = 128
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flightllm.spec.config import HwConfig
+from flightllm.spec.formats import ROW_BLOCK
 
-__all__ = ["MatrixParameters", "matrix_parameters"]
+__all__ = [
+    "BLOCK_PAIRS", "LARGEST_GROUP", "LARGEST_HEAD", "MatrixParameters", "matrix_parameters",
+]  # fmt: skip
+
+BLOCK_PAIRS = ROW_BLOCK // 2
+"""Row pairs whose results leave the array together."""
+LARGEST_GROUP = 256
+"""Elements of a group that the array has windows for."""
+LARGEST_HEAD = 128
+"""Head size for which an engine provides accumulators; larger heads allow fewer vectors."""
 
 MAX_LANES = 64
 TWIN_SFU_LANES = 4

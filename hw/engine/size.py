@@ -4,15 +4,14 @@ from dataclasses import dataclass
 
 from flightllm.spec.config import HwConfig
 from flightllm.spec.formats import ROW_BLOCK
-from flightllm.spec.parameters import matrix_parameters
+from flightllm.spec.parameters import (
+    BLOCK_PAIRS,
+    LARGEST_GROUP,
+    LARGEST_HEAD,
+    matrix_parameters,
+)
 
 __all__ = ["BLOCK_PAIRS", "EngineSize", "engine_size"]
-
-BLOCK_PAIRS = ROW_BLOCK // 2
-"""Row pairs whose results leave the array together."""
-LARGEST_GROUP = 256
-LARGEST_HEAD = 128
-"""Head size for which `engine_size` provides accumulators; larger heads allow fewer vectors."""
 
 
 @dataclass(frozen=True)

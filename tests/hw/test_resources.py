@@ -1,0 +1,58 @@
+"""DSPs that the resource model counts, against those that the generated design instantiates."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from amaranth.back import rtlil
+
+from flightllm.hw import resources
+from flightllm.hw.top import Top
+from flightllm.spec.config import load_config
+
+MODULE = re.compile(r"^module \\(\S+)$(.*?)^end$", re.MULTILINE | re.DOTALL)
+CELL = re.compile(r"^\s+cell (\S+) \S+$(.*?)^\s+end$", re.MULTILINE | re.DOTALL)
+WIDTH = re.compile(r"\\([AB])_WIDTH (\d+)")
+# Operand widths of a product -> slices of a multiplier of 27 x 18 bits, signed. Narrower ones
+# (addresses) become look-up tables.
+PRODUCTS = {(24, 24): 2, (24, 16): 1, (24, 11): 1, (17, 11): 1, (32, 32): 4}
+
+
+def _direct(text: str) -> Counter[str]:
+    """A module's cells: slices of its own under "dsp", instances under the module's name."""
+    cells: Counter[str] = Counter()
+    for kind, body in CELL.findall(text):
+        if kind == "$mul":
+            widths = dict(WIDTH.findall(body))
+            cells["dsp"] += PRODUCTS.get((int(widths["A"]), int(widths["B"])), 0)
+        elif kind.startswith("\\"):
+            cells["dsp" if kind.startswith("\\DSP") else kind[1:]] += 1
+    return cells
+
+
+@cache
+def instantiated(board: str, kind: str) -> int:
+    """Slices of the whole design."""
+    top = Top(replace(load_config(board), dsp_kind=kind))
+    text = rtlil.convert(top, name="flightllm", ports=top.ports(), emit_src=False)
+    modules = {name: _direct(body) for name, body in MODULE.findall(text)}
+
+    @cache
+    def total(name: str) -> int:
+        parts = modules[name]
+        return parts["dsp"] + sum(n * total(k) for k, n in parts.items() if k in modules)
+
+    return total("flightllm")
+
+
+@pytest.mark.parametrize("board", ["formal", pytest.param("tiny", marks=pytest.mark.slow)])
+def test_the_count_is_exact(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(load_config(board), dsp_kind="dsp48e2")
+    found = instantiated(board, "dsp48e2")
+    assert found == sum(resources.dsp_count(config, core) for core in range(config.cores))
+    monkeypatch.setattr(resources, "LANE_DSPS", 3)
+    assert found != sum(resources.dsp_count(config, core) for core in range(config.cores))
