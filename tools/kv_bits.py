@@ -13,7 +13,6 @@ from dataclasses import replace
 import torch
 from accuracy import Subject, subjects
 
-from flightllm.api import tokenizer_of
 from flightllm.compiler import smooth
 from flightllm.compiler.block import Block
 from flightllm.compiler.calibrate import Calibration, float_model, sample
@@ -21,6 +20,7 @@ from flightllm.compiler.fold import FoldedEnds, FoldedLayer, fold_ends, fold_lay
 from flightllm.compiler.ladder import perplexity
 from flightllm.compiler.streams import Streams
 from flightllm.models.checkpoint import Checkpoint, open_checkpoint
+from flightllm.prompts import tokenizer_of
 from flightllm.runtime.likelihood import split_text
 
 __all__ = ["main", "scored", "smoothed", "table"]

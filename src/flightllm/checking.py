@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flightllm.api import Board, as_config, tokenizer_of
+from flightllm.hardware import Board, as_config
+from flightllm.prompts import tokenizer_of
 from flightllm.spec.config import HwConfig, load_config, preset_names
 from flightllm.spec.errors import InputError
 

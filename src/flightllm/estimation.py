@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flightllm.api import Board, as_config
+from flightllm.hardware import Board, as_config
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 from flightllm.spec.isa import Register

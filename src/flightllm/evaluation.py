@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.api import Board, Progress, build, load, write_report
+from flightllm.api import Board, Progress, build, load
+from flightllm.compilation import write_report
 from flightllm.runtime.likelihood import Likelihood, split_text
 from flightllm.runtime.likelihood import evaluate as execute
 from flightllm.spec.errors import InputError

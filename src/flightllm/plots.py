@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flightllm.api import Board
 from flightllm.estimation import Estimate, Estimator
+from flightllm.hardware import Board
 from flightllm.spec.dram import dram_timing, streaming
 from flightllm.spec.errors import InputError
 

@@ -12,22 +12,10 @@ import typer
 from flightllm.cli import STARTED
 from flightllm.cli.options import (
     Board,
-    Calibrate,
-    HeadBits,
     Json,
-    Kv,
-    Masks,
-    MaxLength,
     Model,
-    Pruning,
-    Recover,
-    RecoverState,
-    RecoverSteps,
     Report,
-    Rounding,
-    Scaling,
-    Sparsity,
-    Weights,
+    quantising,
 )
 from flightllm.cli.output import facts, note, print_json, progress_bar
 from flightllm.spec.errors import InputError
@@ -38,23 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["compile_model"]
 
 
+@quantising
 def compile_model(
     model: Model,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write.")] = None,
     board: Board = "tiny",
-    weights: Weights = None,
-    kv: Kv = 8,
-    head_bits: HeadBits = 8,
-    sparsity: Sparsity = "none",
-    calibrate: Calibrate = "auto",
-    rounding: Rounding = "gptq",
-    scaling: Scaling = "balance",
-    pruning: Pruning = "sparsegpt",
-    masks: Masks = "pairs",
-    recover: Recover = "none",
-    recover_steps: RecoverSteps = 300,
-    recover_state: RecoverState = None,
-    max_length: MaxLength = None,
     lengths: Annotated[
         str,
         typer.Option(help="adaptive; bucketed and unrolled are sized, but nothing is written."),
@@ -62,6 +38,8 @@ def compile_model(
     dump: Annotated[Path | None, typer.Option(help="Folder for each stage as text.")] = None,
     report: Report = None,
     json: Json = False,
+    *,
+    quantised: dict[str, Any],
 ) -> None:
     """Compile a model: instructions, memory image, manifest with digests."""
     from flightllm import api
@@ -71,17 +49,14 @@ def compile_model(
         raise InputError("compile needs a folder to write: give -o DIR")
     with progress_bar() as progress:
         made = api.build(
-            model, board, weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity,
-            calibrate=calibrate, rounding=rounding, scaling=scaling, pruning=pruning, masks=masks,
-            recover=recover, recover_steps=recover_steps, recover_state=recover_state,
-            max_length=max_length, lengths=lengths,
-            out=out if adaptive else None, dump=dump, report=report,
-            progress=progress,
+            model, board, lengths=lengths, out=out if adaptive else None, dump=dump,
+            report=report, progress=progress, **quantised,
         )  # fmt: skip
     result = _result(made, board, lengths)
     if not adaptive:
         note(f"lengths {lengths}: sized only, no folder is written")
-    if made.program.model.max_length < result["model_max_length"] and max_length is None:
+    fewer = made.program.model.max_length < result["model_max_length"]
+    if fewer and quantised["max_length"] is None:
         note(
             f"maximum length {result['max_length']}: the model's {result['model_max_length']} "
             f"do not fit the memory of {made.program.config.name}"

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flightllm.cli.options import (
     Board,
-    Calibrate,
-    HeadBits,
     Json,
-    Kv,
-    Masks,
-    MaxLength,
     Model,
     On,
-    Pruning,
-    Recover,
-    RecoverState,
-    RecoverSteps,
     Report,
-    Rounding,
-    Scaling,
-    Sparsity,
-    Weights,
+    quantising,
     read_text,
 )
 from flightllm.cli.output import facts, print_json, progress_bar
@@ -33,6 +21,7 @@ from flightllm.cli.output import facts, print_json, progress_bar
 __all__ = ["evaluate"]
 
 
+@quantising
 def evaluate(
     model: Model,
     text: Annotated[Path, typer.Option(help="Text file to score.")],
@@ -47,21 +36,10 @@ def evaluate(
     ] = None,
     on: On = "functional",
     board: Board = "tiny",
-    weights: Weights = None,
-    kv: Kv = 8,
-    head_bits: HeadBits = 8,
-    sparsity: Sparsity = "none",
-    calibrate: Calibrate = "auto",
-    rounding: Rounding = "gptq",
-    scaling: Scaling = "balance",
-    pruning: Pruning = "sparsegpt",
-    masks: Masks = "pairs",
-    recover: Recover = "none",
-    recover_steps: RecoverSteps = 300,
-    recover_state: RecoverState = None,
-    max_length: MaxLength = None,
     report: Report = None,
     json: Json = False,
+    *,
+    quantised: dict[str, Any],
 ) -> None:
     """Score a model on a text: float, quantised in torch, executed."""
     from flightllm import api
@@ -70,10 +48,7 @@ def evaluate(
     with progress_bar() as progress:
         result = api.evaluate(
             model, contents, board, text_format=text_format, context=context, on=on,
-            weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity, calibrate=calibrate,
-            rounding=rounding, scaling=scaling, pruning=pruning, masks=masks, recover=recover,
-            recover_steps=recover_steps, recover_state=recover_state, max_length=max_length,
-            report=report, progress=progress,
+            report=report, progress=progress, **quantised,
         ).to_dict()  # fmt: skip
     if json:
         print_json(result)

@@ -20,7 +20,7 @@ def resources(
     json: Json = False,
 ) -> None:
     """DSPs, look-up tables, flip-flops and memories, in all and of each die."""
-    from flightllm.api import as_config
+    from flightllm.hardware import as_config
     from flightllm.resources import resource_table, resource_units
 
     config = as_config(board)

@@ -7,26 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flightllm.cli.options import (
-    Calibrate,
-    HeadBits,
     Json,
-    Kv,
-    Masks,
-    MaxLength,
     On,
-    Pruning,
-    Recover,
-    RecoverState,
-    RecoverSteps,
-    Rounding,
-    Scaling,
-    Sparsity,
-    Weights,
+    quantising,
     read_prompt,
 )
 from flightllm.cli.output import note, print_json, progress_bar, stage_notes
@@ -40,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
+@quantising
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL|PROGRAM", help="What to run.")],
     prompt: Annotated[str, typer.Option(help="Text, @FILE, or - for standard input.")],
@@ -72,20 +61,9 @@ def run(
         str | None,
         typer.Option(help="Preset name or .toml file.  [default: the program's, or tiny]"),
     ] = None,
-    weights: Weights = None,
-    kv: Kv = 8,
-    head_bits: HeadBits = 8,
-    sparsity: Sparsity = "none",
-    calibrate: Calibrate = "auto",
-    rounding: Rounding = "gptq",
-    scaling: Scaling = "balance",
-    pruning: Pruning = "sparsegpt",
-    masks: Masks = "pairs",
-    recover: Recover = "none",
-    recover_steps: RecoverSteps = 300,
-    recover_state: RecoverState = None,
-    max_length: MaxLength = None,
     json: Json = False,
+    *,
+    quantised: dict[str, Any],
 ) -> None:
     """Continue a prompt; the text streams to standard output."""
     from flightllm import api
@@ -96,12 +74,7 @@ def run(
     tokenizer: Tokenizer | None = None
     if not api.is_program(model):
         with progress_bar() as progress:
-            made = api.build(
-                model, board or "tiny", weights=weights, kv=kv, head_bits=head_bits,
-                sparsity=sparsity, calibrate=calibrate, rounding=rounding, scaling=scaling,
-                pruning=pruning, masks=masks, recover=recover, recover_steps=recover_steps,
-                recover_state=recover_state, max_length=max_length, progress=progress,
-            )  # fmt: skip
+            made = api.build(model, board or "tiny", progress=progress, **quantised)
         program, tokenizer = made.program, made.tokenizer
     built = time.perf_counter() - begin
     with (
