@@ -24,8 +24,9 @@ from flightllm.spec.errors import InputError
 
 if TYPE_CHECKING:
     from flightllm.models.llama2c import Llama2cFile
+    from flightllm.models.op_graph import Graph
 
-__all__ = ["Checkpoint", "Codes", "open_checkpoint"]
+__all__ = ["Checkpoint", "Codes", "open_checkpoint", "open_graph"]
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,11 @@ def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def open_checkpoint(model: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder, a GGUF, ONNX or llama2.c file or a zoo entry.
+    """Open a Hugging Face folder, a GGUF, ONNX, torch.export or llama2.c file or a zoo entry.
 
     Parameters
     ----------
-    model : a folder with config.json, a .gguf, .onnx or llama2.c .bin file, or a name of
+    model : a folder with config.json, a .gguf, .onnx, .pt2 or llama2.c .bin file, or a name of
         `zoo.names()`; a name wins over a folder of that name ("./demo" means the folder).
 
     Raises
@@ -176,17 +177,13 @@ def _open_file(path: Path) -> Checkpoint:
             first = raw.read(4)
         if first == b"GGUF":
             return _open_gguf(path)
-        if path.suffix == ".onnx":
-            return _open_onnx(path)
-        if path.suffix == ".pt2":
-            raise InputError(
-                f"{path}: is a torch.export program, whose archive may hold pickled objects: export"
-                " it with torch.onnx.export and give the .onnx file"
-            )
+        graph = open_graph(path)
+        if graph is not None:
+            return _of_graph(graph)
         if first[:2] == b"PK" or path.suffix != ".bin":
             raise InputError(
-                f"{path}: is no llama2.c model, nor GGUF or ONNX; of a Hugging Face model give"
-                " the folder"
+                f"{path}: is no llama2.c model, nor GGUF, ONNX or .pt2; of a Hugging Face model"
+                " give the folder"
             )
         return _open_llama2c(path)
     except OSError as error:
@@ -201,10 +198,23 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(made.config, made.readers, str(path), None, made.codes, home)
 
 
-def _open_onnx(path: Path) -> Checkpoint:
-    from flightllm.models.onnx_model import read_onnx
+def open_graph(path: Path) -> Graph | None:
+    """The operator graph of an ONNX file or torch.export program, None for other files."""
+    if path.suffix == ".onnx":
+        from flightllm.models.onnx_file import open_onnx
 
-    made = read_onnx(path)
+        return open_onnx(path)
+    if path.suffix == ".pt2":
+        from flightllm.models.export_graph import open_export
+
+        return open_export(path)
+    return None
+
+
+def _of_graph(graph: Graph) -> Checkpoint:
+    from flightllm.models.graph_model import read_decoder
+
+    made, path = read_decoder(graph), graph.path
     return Checkpoint(
         made.config, made.readers, str(path), path.parent, made.codes, notes=made.notes
     )

@@ -7,42 +7,21 @@ Nothing in a file is executed: no custom operator, no function, no script.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flightllm.models.op_graph import MAX_NODES, Graph, GraphInput, Node, ordered
 from flightllm.spec.errors import InputError, MissingToolError
 
-__all__ = ["Constant", "GraphInput", "Node", "OnnxGraph", "open_onnx"]
+__all__ = ["open_onnx"]
 
 Array = NDArray[Any]
-MAX_NODES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Node:
-    """One operator: `op` is its name, with "domain:" in front unless the domain is ONNX's own."""
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class GraphInput:
-    """An input: its type and extents, None where they are left open."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]
-
-
-class Constant:
+class OnnxConstant:
     """A constant of the graph: type and shape are known, the values are read by `load`."""
 
     def __init__(self, tensor: Any, folder: Path, where: str) -> None:
@@ -121,36 +100,7 @@ def _inside(folder: Path, location: str, where: str) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class OnnxGraph:
-    """A graph whose nodes are in an order in which they can be computed.
-
-    Members
-    -------
-    producers : the node that makes a value. consumers : the nodes that read it.
-    opset : version of ONNX's own operators. metadata : the file's own notes.
-    """
-
-    path: Path
-    nodes: tuple[Node, ...]
-    inputs: Mapping[str, GraphInput]
-    outputs: tuple[str, ...]
-    constants: Mapping[str, Constant]
-    producers: Mapping[str, Node]
-    consumers: Mapping[str, Sequence[Node]]
-    opset: int
-    order: Mapping[int, int] = field(default_factory=dict, repr=False)
-
-    def place(self, node: Node) -> int:
-        """Where a node stands in the order of computation."""
-        return self.order[id(node)]
-
-    def fail(self, node: Node, why: str) -> InputError:
-        """An error about one node, to be raised."""
-        return InputError(f"{self.path}: node {node.name!r} ({node.op}): {why}")
-
-
-def open_onnx(path: Path) -> OnnxGraph:
+def open_onnx(path: Path) -> Graph:
     """Read a file's graph.
 
     Raises
@@ -169,7 +119,6 @@ def open_onnx(path: Path) -> OnnxGraph:
         model = onnx.ModelProto.FromString(path.read_bytes())
     except (DecodeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: is no ONNX file, or damaged ({error})") from error
-    versions = {entry.domain: entry.version for entry in model.opset_import}
     graph = model.graph
     if not graph.node or not graph.output:
         raise InputError(f"{path}: is no ONNX model: it has no nodes or no outputs")
@@ -181,7 +130,7 @@ def open_onnx(path: Path) -> OnnxGraph:
             " onnx.inliner.inline_local_functions"
         )
     constants = {
-        tensor.name: Constant(tensor, path.parent, f"{path}: constant {tensor.name!r}")
+        tensor.name: OnnxConstant(tensor, path.parent, f"{path}: constant {tensor.name!r}")
         for tensor in graph.initializer
     }
     nodes = [_node(i, node, path) for i, node in enumerate(graph.node)]
@@ -190,7 +139,7 @@ def open_onnx(path: Path) -> OnnxGraph:
         value.name: _input(value, path) for value in graph.input if value.name not in constants
     }
     outputs = tuple(value.name for value in graph.output)
-    return _ordered(path, nodes, inputs, outputs, constants, versions.get("", 0))
+    return ordered(path, nodes, inputs, outputs, constants)
 
 
 def _node(index: int, node: Any, path: Path) -> Node:
@@ -212,12 +161,12 @@ def _node(index: int, node: Any, path: Path) -> Node:
     return Node(name, op, tuple(node.input), tuple(node.output), attributes)
 
 
-def _take_constant(node: Node, constants: dict[str, Constant], path: Path) -> bool:
+def _take_constant(node: Node, constants: dict[str, OnnxConstant], path: Path) -> bool:
     """Turn a Constant node that holds a tensor into a constant."""
     value = node.attributes.get("value")
     if node.op != "Constant" or value is None or len(node.outputs) != 1:
         return False
-    constants[node.outputs[0]] = Constant(value, path.parent, f"{path}: node {node.name!r}")
+    constants[node.outputs[0]] = OnnxConstant(value, path.parent, f"{path}: node {node.name!r}")
     return True
 
 
@@ -234,45 +183,3 @@ def _input(value: Any, path: Path) -> GraphInput:
         for extent in tensor.shape.dim
     )
     return GraphInput(dtype, tuple(extents))
-
-
-def _ordered(
-    path: Path, nodes: list[Node], inputs: dict[str, GraphInput], outputs: tuple[str, ...],
-    constants: dict[str, Constant], opset: int,
-) -> OnnxGraph:  # fmt: skip
-    """Nodes sorted so that each follows what it reads."""
-    producers: dict[str, Node] = {}
-    for node in nodes:
-        for name in filter(None, node.outputs):
-            if name in producers or name in constants or name in inputs:
-                raise InputError(f"{path}: the value {name!r} of node {node.name!r} is made twice")
-            producers[name] = node
-    consumers: dict[str, list[Node]] = {}
-    missing: dict[int, int] = {}
-    for node in nodes:
-        needed = {name for name in node.inputs if name}
-        for name in needed:
-            if name not in producers and name not in constants and name not in inputs:
-                raise InputError(f"{path}: node {node.name!r} reads {name!r}, which nothing makes")
-            consumers.setdefault(name, []).append(node)
-        missing[id(node)] = sum(name in producers for name in needed)
-    ready = [node for node in nodes if not missing[id(node)]]
-    order: list[Node] = []
-    while ready:
-        node = ready.pop()
-        order.append(node)
-        for name in dict.fromkeys(filter(None, node.outputs)):
-            for reader in consumers.get(name, ()):
-                missing[id(reader)] -= 1
-                if not missing[id(reader)]:
-                    ready.append(reader)
-    if len(order) < len(nodes):
-        stuck = next(node for node in nodes if missing[id(node)])
-        raise InputError(f"{path}: the graph runs in a circle through node {stuck.name!r}")
-    for name in outputs:
-        if name not in producers and name not in constants and name not in inputs:
-            raise InputError(f"{path}: output {name!r} is made by no node")
-    places = {id(node): place for place, node in enumerate(order)}
-    return OnnxGraph(
-        path, tuple(order), inputs, outputs, constants, producers, consumers, opset, places
-    )

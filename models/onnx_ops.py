@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.onnx_file import Node
+from flightllm.models.op_graph import Node
 from flightllm.spec.errors import InputError
 
 __all__ = ["LIMIT", "OPERATORS", "Operator", "limited"]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.onnx_file import Node
 from flightllm.models.onnx_ops import OPERATORS, Inputs, Operator, limited
+from flightllm.models.op_graph import Node
 from flightllm.spec.errors import InputError
 
 __all__ = ["ALL", "MICROSOFT"]

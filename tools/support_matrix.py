@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from flightllm.models.aten_ops_nn import ATEN
 from flightllm.models.gguf_codes import FATES, KEPT, PLAIN
 from flightllm.models.gguf_model import ARCHITECTURES as GGUF
 from flightllm.models.gguf_tokenizer import SPLITTERS
+from flightllm.models.graph_structure import REMEDIES
 from flightllm.models.hf_config import ARCHITECTURES
 from flightllm.models.hf_quantized import LAYOUTS
 from flightllm.models.onnx_ops_nn import ALL
-from flightllm.models.onnx_structure import REMEDIES
 
 __all__ = ["page"]
 
@@ -29,6 +30,14 @@ Decoders exported by PyTorch or Optimum, with past key values or without, in flo
 MatMulNBits. The graph may be written in any way: matrices are found by what they read, and what
 lies between is evaluated and held against norms, rotary attention and MLPs. These operators can be
 evaluated; `tests/models/test_onnx_ops.py` runs onnx.backend.test's single-operator tests of each:
+"""
+EXPORT = """
+## torch.export
+
+Programs in the layout of torch.export.save of torch 2.13 (`.pt2`), with or without decompositions
+and past key values. The archive's JSON is read, never torch's loader; a program that keeps weights
+or objects pickled is refused. These operators are read; `tests/models/test_aten_ops.py` holds each
+against torch's own result:
 """
 
 
@@ -68,6 +77,7 @@ def page() -> str:
     text += _table(
         ("operator", "remedy"), [(f"`{name}`", remedy) for name, remedy in REMEDIES.items()]
     )
+    text += [EXPORT, ", ".join(f"`{name}`" for name in sorted(ATEN)) + "."]
     text += [
         "",
         "## llama2.c",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,23 +106,24 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
 
 
 def _operators(model: str | Path) -> list[Finding]:
-    """Of an ONNX file, each operator; where it is not supported each node, why, and a remedy."""
-    path = Path(model)
-    if path.suffix != ".onnx" or not path.is_file():
-        return []
-    from flightllm.models.onnx_file import open_onnx
-    from flightllm.models.onnx_structure import unsupported
+    """Of an exported graph, each operator; of those not supported each node, why, and a remedy."""
+    from flightllm.models.checkpoint import open_graph
+    from flightllm.models.graph_structure import unsupported
 
-    graph = open_onnx(path)
+    path = Path(model)
+    graph = open_graph(path) if path.is_file() else None
+    if graph is None:
+        return []
+    missing = unsupported(graph)
     wrong = [
-        Finding(f"operator {node.op}", False, f"node {node.name!r} is not supported: {remedy}")
-        for node, remedy in unsupported(graph)
+        Finding(f"operator {node.called}", False, f"node {node.name!r} is not supported: {remedy}")
+        for node, remedy in missing
     ]
-    missing = {node.op for node, _ in unsupported(graph)}
-    counts = Counter(node.op for node in graph.nodes if node.op not in missing)
+    names = {node.called for node, _ in missing}
     found = [
         Finding(f"operator {name}", True, f"{count} node{'s' if count > 1 else ''}")
-        for name, count in sorted(counts.items())
+        for name, count in sorted(graph.counts().items())
+        if name not in names
     ]
     return found + wrong
 

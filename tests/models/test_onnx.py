@@ -210,5 +210,3 @@ def test_not_onnx(tmp_path: Path) -> None:
     refused(tmp_path / "a.onnx", "is no ONNX file, or damaged")
     (tmp_path / "b.onnx").write_bytes(b"")
     refused(tmp_path / "b.onnx", "it has no nodes")
-    (tmp_path / "c.pt2").write_bytes(b"PK\x03\x04")
-    refused(tmp_path / "c.pt2", "is a torch.export program")

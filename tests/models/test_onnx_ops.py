@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from flightllm.models.onnx_eval import run_node
+from flightllm.models.graph_eval import run_node
 from flightllm.models.onnx_file import _node
 from flightllm.models.onnx_ops_nn import ALL, MICROSOFT
 

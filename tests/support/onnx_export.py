@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-__all__ = ["export_onnx"]
+__all__ = ["Logits", "WithPast", "export_onnx", "past_arguments"]
 
 
-class _Logits(torch.nn.Module):
+class Logits(torch.nn.Module):
     """Only the logits, without a cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -29,7 +29,7 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-class _WithPast(torch.nn.Module):
+class WithPast(torch.nn.Module):
     """Logits and the cache, from ids, mask, positions and the cache so far: Optimum's interface."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -51,7 +51,7 @@ class _WithPast(torch.nn.Module):
         return (out.logits, *made)
 
 
-def _past_arguments(model: PreTrainedModel) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+def past_arguments(model: PreTrainedModel) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     config = model.config
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     size = config.hidden_size // config.num_attention_heads
@@ -76,10 +76,10 @@ def export_onnx(
     """Write a model's graph; gives the path."""
     module: torch.nn.Module
     if past:
-        module = _WithPast(model)
-        arguments, facts = _past_arguments(model)
+        module = WithPast(model)
+        arguments, facts = past_arguments(model)
     else:
-        module = _Logits(model)
+        module = Logits(model)
         arguments = (torch.randint(3, 90, (2, 5)), torch.ones(2, 5, dtype=torch.int64))
         names = ["input_ids", "attention_mask"]
         axes = {name: {0: "batch", 1: "sequence"} for name in names}

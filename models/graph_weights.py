@@ -1,4 +1,4 @@
-"""The matrices of an ONNX graph: which nodes multiply by a constant, and what that constant is.
+"""The matrices of an exported graph: which nodes multiply by a constant, and what that constant is.
 
 A weight is any matrix that depends on no input of the graph: plain, transposed, cast, or
 dequantised (QDQ and MatMulNBits, whose codes are kept).
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flightllm.models.codes import Codes
-from flightllm.models.onnx_eval import Evaluation
-from flightllm.models.onnx_file import Node, OnnxGraph
+from flightllm.models.graph_eval import Evaluation
+from flightllm.models.op_graph import Graph, Node
 from flightllm.spec.errors import InputError
 
 __all__ = ["Linear", "Lookup", "Weights"]
@@ -65,12 +65,13 @@ class Weights:
     linears, lookups : by the name of each value that they make.
     """
 
-    def __init__(self, graph: OnnxGraph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.fixed = set(graph.constants)
         for node in graph.nodes:
             if node.inputs and all(not name or name in self.fixed for name in node.inputs):
-                self.fixed.update(filter(None, node.outputs))
+                if not self._positions(node):
+                    self.fixed.update(filter(None, node.outputs))
         self.linears: dict[str, Linear] = {}
         self.lookups: dict[str, Lookup] = {}
         for node in graph.nodes:
@@ -105,13 +106,23 @@ class Weights:
         shape = self.shape(name)
         return (shape[0], shape[1]) if len(shape) == 2 else None
 
+    def _positions(self, node: Node) -> bool:
+        """Whether a look-up of fixed rows may be that of positions, in a graph of fixed length."""
+        if node.op != "Gather" or node.attributes.get("axis", 0):
+            return False
+        matrix, indices = node.inputs
+        if self._matrix(matrix) is None or len(self.shape(indices)) not in (1, 2):
+            return False
+        rows = self.read(indices).reshape(-1)
+        return rows.size > 1 and bool((np.diff(rows) == 1).all())
+
     # ------------------------------------------------------------------ nodes
 
     def _lookup(self, node: Node) -> Lookup | None:
         if node.op != "Gather" or len(node.inputs) != 2 or node.attributes.get("axis", 0):
             return None
         matrix, indices = node.inputs
-        shape = self._matrix(matrix) if indices not in self.fixed else None
+        shape = self._matrix(matrix) if node.outputs[0] not in self.fixed else None
         return None if shape is None else Lookup(node, matrix, indices, node.outputs[0], shape)
 
     def _linear(self, node: Node) -> Linear | None:
@@ -141,14 +152,18 @@ class Weights:
         """The bias of a product and the name of their sum."""
         if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2] in self.fixed:
             return node.inputs[2], node.outputs[0]
-        readers = self.graph.consumers.get(node.outputs[0], ())
-        if len(readers) == 1 and readers[0].op == "Add" and node.outputs[0] not in (
-            self.graph.outputs
-        ):  # fmt: skip
-            other = [name for name in readers[0].inputs if name != node.outputs[0]]
-            if len(other) == 1 and other[0] in self.fixed and self.shape(other[0])[-1:] == (rows,):
-                if self.shape(other[0]) in ((rows,), (1, rows), (1, 1, rows)):
-                    return other[0], readers[0].outputs[0]
+        product = node.outputs[0]
+        while True:
+            readers = self.graph.consumers.get(product, ())
+            if len(readers) != 1 or product in self.graph.outputs:
+                return None, node.outputs[0]
+            if readers[0].op not in ("Reshape", "Identity") or readers[0].inputs[0] != product:
+                break
+            product = readers[0].outputs[0]
+        other = [name for name in readers[0].inputs if name != product]
+        if readers[0].op == "Add" and len(other) == 1 and other[0] in self.fixed:
+            if self.shape(other[0]) in ((rows,), (1, rows), (1, 1, rows)):
+                return other[0], readers[0].outputs[0]
         return None, node.outputs[0]
 
     # ------------------------------------------------------------------ codes

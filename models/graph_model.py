@@ -1,7 +1,7 @@
-"""Decoders in ONNX files as a `ModelConfig` and one reader per canonical tensor.
+"""Decoders in exported graphs as a `ModelConfig` and one reader per canonical tensor.
 
-`onnx_structure` finds the matrices, `onnx_probe` what lies between them. What a graph does not say
-(the longest context, special tokens) comes from config.json beside it where there is one.
+`graph_structure` finds the matrices, `graph_probe` what lies between them. What a graph does not
+say (the longest context, special tokens) comes from config.json beside it where there is one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 
 from flightllm.models.codes import Codes
 from flightllm.models.config import ModelConfig, RopeConfig, tensor_shapes
-from flightllm.models.hf_config import Fields, read_json
-from flightllm.models.onnx_eval import needed
-from flightllm.models.onnx_file import open_onnx
-from flightllm.models.onnx_probe import (
+from flightllm.models.graph_eval import needed
+from flightllm.models.graph_probe import (
     Attention,
     Norm,
     Probe,
@@ -32,12 +30,14 @@ from flightllm.models.onnx_probe import (
     start,
     windows,
 )
-from flightllm.models.onnx_structure import Decoder, DecoderLayer, find_decoder
-from flightllm.models.onnx_weights import Linear, Lookup
+from flightllm.models.graph_structure import Decoder, DecoderLayer, find_decoder
+from flightllm.models.graph_weights import Linear, Lookup
+from flightllm.models.hf_config import Fields, read_json
+from flightllm.models.op_graph import Graph
 from flightllm.models.rope import inverse_frequencies
 from flightllm.spec.errors import InputError
 
-__all__ = ["OnnxModel", "read_onnx"]
+__all__ = ["GraphModel", "read_decoder"]
 
 Array = NDArray[Any]
 DEFAULT_LENGTH = 2048
@@ -49,7 +49,7 @@ LONGEST_PROBE = 600
 
 
 @dataclass
-class OnnxModel:
+class GraphModel:
     """An open model: configuration, readers as in `Checkpoint`, and what a user should know."""
 
     config: ModelConfig
@@ -195,17 +195,16 @@ def _context(decoder: Decoder, probe: Probe, data: Fields, head: int) -> int | N
 def _window(decoder: Decoder, layer: _Layer, probe: Probe, data: Fields, length: int) -> int | None:
     """The sliding window: tried out where it is short, else as config.json says."""
     nodes = needed(decoder.graph, [layer.parts.output.source], set())
+    untried: list[int] = []
     for size in windows(probe, nodes):
-        if size >= length or size + 3 > LONGEST_PROBE:
-            continue
-        longer = start(decoder, 1.0, 3, size + 3)
-        if longer.tokens != size + 3:
+        longer = start(decoder, 1.0, 3, min(size, LONGEST_PROBE) + 3)
+        if size >= length or longer.tokens != size + 3:
+            untried += [size] if probe.tokens <= size < length else []
             continue
         for linear in (*layer.parts.attention, layer.parts.output):
             longer.run(linear)
         if attends(longer, layer.parts, replace(layer.attention, window=size)):
             return size
-    large = [size for size in windows(probe, nodes) if LONGEST_PROBE <= size + 3 < length + 3]
     said = data.integer("sliding_window", None)
     if said is not None and data.data.get("use_sliding_window", True):
         return said if said < length else None
@@ -214,10 +213,10 @@ def _window(decoder: Decoder, layer: _Layer, probe: Probe, data: Fields, length:
     ]
     if any(size > 0 for size in local):
         return int(max(local))
-    if large and "sliding_window" not in data.data and data.data.get("model_type") is None:
+    if untried and "sliding_window" not in data.data and data.data.get("model_type") is None:
         raise InputError(
-            f"{decoder.graph.path}: a sliding window of {large[0]} tokens cannot be ruled out: put"
-            " the model's config.json beside the file"
+            f"{decoder.graph.path}: a sliding window of {untried[0]} tokens cannot be ruled out:"
+            " put the model's config.json beside the file"
         )
     return None
 
@@ -240,16 +239,16 @@ def _one(decoder: Decoder, values: list[Any], what: str) -> Any:
     return values[0]
 
 
-def read_onnx(path: Path) -> OnnxModel:
-    """Open an ONNX file of a decoder.
+def read_decoder(graph: Graph) -> GraphModel:
+    """The model of a decoder's graph, its tensors still unread.
 
     Raises
     ------
-    InputError : when the file is damaged, or the graph is no decoder that is supported: which node,
-        why, and what to do.
+    InputError : when the graph is no decoder that is supported: which node, why, and what to do.
     """
+    path = graph.path
     with np.errstate(all="ignore"):
-        decoder = find_decoder(open_onnx(path))
+        decoder = find_decoder(graph)
         layers, final, probe = _explore(decoder)
         embed, positions, offset = _embeddings(decoder, probe)
     first = layers[0].attention
@@ -266,7 +265,7 @@ def read_onnx(path: Path) -> OnnxModel:
     notes: tuple[str, ...] = ()
     if said is None and positions is None:
         notes = (f"the file states no context: {DEFAULT_LENGTH} tokens are assumed",)
-    made = OnnxModel(config, notes=notes)
+    made = GraphModel(config, notes=notes)
     _Readers(decoder, made, layers).read(embed, positions, offset, final)
     for name, shape in tensor_shapes(config).items():
         if name not in made.readers:
@@ -343,7 +342,7 @@ def _biased(linear: Linear) -> bool:
 class _Readers:
     """Fills a model's readers; a bias or a gain that the graph leaves out is zeros or ones."""
 
-    def __init__(self, decoder: Decoder, model: OnnxModel, layers: list[_Layer]) -> None:
+    def __init__(self, decoder: Decoder, model: GraphModel, layers: list[_Layer]) -> None:
         self.decoder, self.model, self.layers = decoder, model, layers
         self.wanted = tensor_shapes(model.config)
 

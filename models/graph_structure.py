@@ -1,18 +1,19 @@
-"""The decoder in an ONNX graph, by what its matrices read: layers of attention and MLP.
+"""The decoder in an exported graph, by what its matrices read: layers of attention and MLP.
 
 What stands between matrices may look in many ways. What a matrix depends on may not: the first
 projections read the embedding; the output projection reads query, key and value alone; the MLP
-reads the residual with it; and so on, layer by layer, to the head. `onnx_probe` then checks by
+reads the residual with it; and so on, layer by layer, to the head. `graph_probe` then checks by
 numbers what lies between.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from flightllm.models.onnx_file import Node, OnnxGraph
+from flightllm.models.graph_weights import Linear, Lookup, Weights
 from flightllm.models.onnx_ops_nn import ALL
-from flightllm.models.onnx_weights import Linear, Lookup, Weights
+from flightllm.models.op_graph import Graph, Node
 from flightllm.spec.errors import InputError
 
 __all__ = ["REMEDIES", "Decoder", "DecoderLayer", "find_decoder", "unsupported"]
@@ -32,6 +33,13 @@ REMEDIES = {
     " GroupQueryAttention",
     "com.microsoft:QMoE": "mixtures of experts are not supported",
     "com.microsoft:MoE": "mixtures of experts are not supported",
+    "aten.view_as_complex.*": "export a model that turns query and key by cosine and sine",
+    "aten.index_put*": "export without a static cache (use_cache=False)",
+    "aten.index_copy*": "export without a static cache (use_cache=False)",
+    "aten.conv*": "only decoders of text are supported",
+    "higher_order.*": "export without branches and loops (torch.cond, scan, while_loop)",
+    "quantized_decomposed.*": "export the float model, and choose --weights",
+    "torchao.*": "export the float model, and choose --weights",
 }
 """Operators that are met in exports, and what to do about each."""
 
@@ -50,7 +58,7 @@ class DecoderLayer:
 class Decoder:
     """The whole of it. `lookups` : the embedding, and the positions where they are learned."""
 
-    graph: OnnxGraph
+    graph: Graph
     weights: Weights
     lookups: tuple[Lookup, ...]
     layers: tuple[DecoderLayer, ...]
@@ -58,17 +66,26 @@ class Decoder:
     logits: str
 
 
-def unsupported(graph: OnnxGraph) -> list[tuple[Node, str]]:
+def unsupported(graph: Graph) -> list[tuple[Node, str]]:
     """Nodes that cannot be evaluated, each with what to do about it."""
     return [
-        (node, REMEDIES.get(node.op, "replace it, or export the model without it"))
-        for node in graph.nodes
+        (node, _remedy(node.op))
+        for node in sorted(graph.nodes, key=graph.place)
         if node.op not in ALL and node.op != "com.microsoft:MatMulNBits"
     ]
 
 
-def _sources(graph: OnnxGraph, weights: Weights) -> dict[str, frozenset[str]]:
-    """For each value, the outputs of matrices and look-ups that it is made from."""
+def _remedy(op: str) -> str:
+    for name, remedy in REMEDIES.items():
+        if op == name or (name.endswith("*") and op.startswith(name[:-1])):
+            return remedy
+    return "replace it, or export the model without it"
+
+
+def _sources(
+    graph: Graph, weights: Weights, lookups: Collection[str] = ()
+) -> dict[str, frozenset[str]]:
+    """For each value, the outputs of matrices, and of these look-ups, that it is made from."""
     found: dict[str, frozenset[str]] = {}
     none: frozenset[str] = frozenset()
     for node in graph.nodes:
@@ -78,7 +95,7 @@ def _sources(graph: OnnxGraph, weights: Weights) -> dict[str, frozenset[str]]:
         for name in filter(None, node.outputs):
             if name in weights.linears:
                 found[name] = frozenset((weights.linears[name].output,))
-            elif name in weights.lookups:
+            elif name in lookups:
                 found[name] = frozenset((name,))
             else:
                 found[name] = reads
@@ -88,13 +105,27 @@ def _sources(graph: OnnxGraph, weights: Weights) -> dict[str, frozenset[str]]:
 class _Finder:
     """Walks a graph's matrices in the order in which a decoder must have them."""
 
-    def __init__(self, graph: OnnxGraph) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph, self.weights = graph, Weights(graph)
-        self.sources = _sources(graph, self.weights)
         self.left = {linear.output: linear for linear in self.weights.linears.values()}
+        self.logits = next((o for o in graph.outputs if "logits" in o), graph.outputs[0])
+        self.head = self._head()
+        # Look-ups of another width are of tables, such as the cosines of RoPE by position.
+        wide = {n for n, x in self.weights.lookups.items() if x.shape[1] == self.head.columns}
+        sources = _sources(graph, self.weights, wide)
         self.reads = {
-            name: self.sources.get(linear.source, frozenset()) for name, linear in self.left.items()
+            name: sources.get(linear.source, frozenset()) for name, linear in self.left.items()
         }
+
+    def _head(self) -> Linear:
+        ends = _sources(self.graph, self.weights).get(self.logits, frozenset())
+        head = self.weights.linears.get(next(iter(ends), ""))
+        if len(ends) != 1 or head is None:
+            raise self.fail(
+                f"the output {self.logits!r} does not come from one matrix but from {len(ends)}"
+                " (a head's product, without anything behind it, is expected)"
+            )
+        return head
 
     def fail(self, why: str) -> InputError:
         return InputError(f"{self.graph.path}: is no decoder that is supported: {why}")
@@ -107,9 +138,6 @@ class _Finder:
 
     def named(self, linears: tuple[Linear, ...]) -> str:
         return ", ".join(repr(linear.node.name) for linear in linears) or "none"
-
-    def logits(self) -> str:
-        return next((o for o in self.graph.outputs if "logits" in o), self.graph.outputs[0])
 
     def layer(self, index: int, residual: frozenset[str]) -> DecoderLayer:
         attention = self.readers(residual)
@@ -140,14 +168,7 @@ class _Finder:
         return DecoderLayer(attention, output[0], inner, down[0])
 
     def decoder(self) -> Decoder:
-        logits = self.logits()
-        ends = self.sources.get(logits, frozenset())
-        head = self.weights.linears.get(next(iter(ends), ""))
-        if len(ends) != 1 or head is None:
-            raise self.fail(
-                f"the output {logits!r} does not come from one matrix but from {len(ends)}"
-                " (a head's product, without anything behind it, is expected)"
-            )
+        head = self.head
         del self.left[head.output]
         starts = frozenset(name for name in self.reads[head.output] if name in self.weights.lookups)
         if not 1 <= len(starts) <= 2:
@@ -165,10 +186,10 @@ class _Finder:
         if self.left:
             raise self.fail(f"node {next(iter(self.left.values())).node.name!r} has no place in it")
         lookups = tuple(self.weights.lookups[name] for name in sorted(starts))
-        return Decoder(self.graph, self.weights, lookups, tuple(layers), head, logits)
+        return Decoder(self.graph, self.weights, lookups, tuple(layers), head, self.logits)
 
 
-def find_decoder(graph: OnnxGraph) -> Decoder:
+def find_decoder(graph: Graph) -> Decoder:
     """The layers of a graph.
 
     Raises

@@ -1,4 +1,4 @@
-"""Evaluates parts of an ONNX graph: the values asked for, from values given."""
+"""Evaluates parts of an exported graph: the values asked for, from values given."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.onnx_file import Node, OnnxGraph
 from flightllm.models.onnx_ops_nn import ALL
+from flightllm.models.op_graph import Graph, Node
 from flightllm.spec.errors import FlightError, InputError
 
 __all__ = ["Evaluation", "needed", "run_node"]
@@ -40,7 +40,7 @@ def wide(x: Array) -> Array:
     return x.astype(np.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
 
 
-def needed(graph: OnnxGraph, targets: Collection[str], given: Collection[str]) -> list[Node]:
+def needed(graph: Graph, targets: Collection[str], given: Collection[str]) -> list[Node]:
     """The nodes that targets depend on, but not through given values, in order."""
     wanted, todo = dict[int, Node](), [name for name in targets if name not in given]
     while todo:
@@ -62,7 +62,7 @@ class Evaluation:
     given : values by name: inputs of the graph, or any others in place of what their nodes make.
     """
 
-    def __init__(self, graph: OnnxGraph, given: Mapping[str, Array]) -> None:
+    def __init__(self, graph: Graph, given: Mapping[str, Array]) -> None:
         self.graph = graph
         self.values: dict[str, Array] = dict(given)
 

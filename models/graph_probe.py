@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.onnx_eval import Evaluation, needed
-from flightllm.models.onnx_file import GraphInput, Node, OnnxGraph
-from flightllm.models.onnx_structure import Decoder, DecoderLayer
-from flightllm.models.onnx_weights import Linear
+from flightllm.models.graph_eval import Evaluation, needed
+from flightllm.models.graph_structure import Decoder, DecoderLayer
+from flightllm.models.graph_weights import Linear
+from flightllm.models.op_graph import Graph, GraphInput, Node
 from flightllm.spec.errors import InputError
 
 __all__ = [
@@ -97,12 +97,22 @@ class Probe:
                     f" {linear.columns}",
                 )
             made = self.generator.normal(0, self.size, (*given.shape[:-1], linear.rows))
-            self.evaluation.values[name] = made.astype(np.float32)
+            values, product = self.evaluation.values, linear.node.outputs[0]
+            if self._direct(linear):
+                values[name] = made.astype(np.float32)
+            else:  # the bias is added behind a change of shape: take it off beforehand
+                bias = self.evaluation.value(linear.bias or "").reshape(-1)
+                values[product] = (made - bias).astype(np.float32)
             self.inputs[name] = given.reshape(-1, linear.columns).astype(np.float64)
-            self.outputs[name] = (
-                self.evaluation.values[name].reshape(-1, linear.rows).astype(np.float64)
-            )
+            found = self.evaluation.value(name)
+            self.outputs[name] = found.reshape(-1, linear.rows).astype(np.float64)
         return self.inputs[name], self.outputs[name]
+
+    def _direct(self, linear: Linear) -> bool:
+        """Whether a matrix' output has the shape of its product."""
+        producers = self.decoder.graph.producers
+        last = producers[linear.output]
+        return last is linear.node or linear.node in map(producers.get, last.inputs)
 
     def add(self, linear: Linear) -> None:
         """Add a matrix' product to the residual."""
@@ -113,7 +123,7 @@ class Probe:
         return needed(self.decoder.graph, [linear.source], before)
 
 
-def _fed(name: str, spec: GraphInput, tokens: int, vocab: int, graph: OnnxGraph) -> Array:
+def _fed(name: str, spec: GraphInput, tokens: int, vocab: int, graph: Graph) -> Array:
     """What an input of the graph gets: ids, positions, an open mask, an empty cache."""
     shape = spec.shape
     lower = name.lower()
@@ -143,7 +153,7 @@ def _fed(name: str, spec: GraphInput, tokens: int, vocab: int, graph: OnnxGraph)
     )
 
 
-def _tokens(graph: OnnxGraph, wanted: int) -> int:
+def _tokens(graph: Graph, wanted: int) -> int:
     """Tokens to probe with: what the graph fixes, or a few."""
     for name, spec in graph.inputs.items():
         if "input_ids" in name and len(spec.shape) == 2 and spec.shape[1] is not None:
