@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from flightllm.compiler.fold import FoldedEnds, FoldedLayer
 from flightllm.models.config import ModelConfig
+from flightllm.models.reference import repeated
 from flightllm.models.rope import rope_tables
 
 __all__ = ["Block", "fake_quant", "linear", "straight"]
@@ -125,14 +126,14 @@ class Block:
         repeat = q.shape[1] // k.shape[1]
         mask = self.seen(q.shape[2])
         if not self.quantised:
-            k, v = (part.repeat_interleave(repeat, dim=1) for part in (k, v))
+            k, v = (repeated(part, repeat) for part in (k, v))
             out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             return out.transpose(1, 2).flatten(2)
         key_top, value_top = (127 if bits == 8 else 7 for bits in (self.key_bits, self.value_bits))
         k, v_back = fake_quant(k, key_top, True), fake_quant(v, value_top, True)
         v_scale = (v.detach().abs().amax(-1) / value_top).half().float()
-        v_scale = v_scale.repeat_interleave(repeat, dim=1)
-        k, v_back = (part.repeat_interleave(repeat, dim=1) for part in (k, v_back))
+        v_scale = repeated(v_scale, repeat)
+        k, v_back = (repeated(part, repeat) for part in (k, v_back))
         score = fake_quant(q) @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         score = score.masked_fill(~mask, -torch.inf)
         weight = torch.exp(score - score.amax(-1, keepdim=True))

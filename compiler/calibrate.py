@@ -19,7 +19,8 @@ from flightllm.models.reference import FloatModel, KVCache
 from flightllm.models.tokenizer import check_vocabulary, load_tokenizer
 from flightllm.spec.errors import InputError
 
-__all__ = ["Calibration", "calibration_size", "float_model", "from_file", "sample"]
+__all__ = ["Calibration", "calibration_size", "float_model", "from_file", "sample",
+           "sampled"]  # fmt: skip
 
 MARK = "<|endoftext|>"
 WORK = 4e12
@@ -28,6 +29,8 @@ IN_MEMORY = 1 << 32
 """Bytes of float32 weights up to which a model is converted once instead of at every use."""
 
 Progress = Callable[[int, int], None]
+KEPT_TEXTS = 4
+"""Sampled texts that are remembered."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ def float_model(checkpoint: Checkpoint) -> FloatModel:
     if 4 * checkpoint.config.parameters <= IN_MEMORY:
         return FloatModel.load(checkpoint)
     return FloatModel(checkpoint.config, _Stored(checkpoint))
+
+
+_DRAWN: dict[tuple[str | None, int, int, int], Calibration] = {}
 
 
 def calibration_size(config: ModelConfig) -> tuple[int, int]:
@@ -120,6 +126,22 @@ def sample(
     stop = int(valid.any(0).sum())
     source = f"{sequences} texts of up to {stop} tokens sampled from the model (seed {seed})"
     return Calibration(ids[:, :stop], valid[:, :stop], source)
+
+
+def sampled(
+    checkpoint: Checkpoint, sequences: int, length: int, seed: int = 0,
+    progress: Progress | None = None,
+) -> Calibration:  # fmt: skip
+    """`sample` of a checkpoint's model; of the same files it is drawn once in a process."""
+    key = (checkpoint.identity(), sequences, length, seed)
+    if key not in _DRAWN:
+        drawn = sample(float_model(checkpoint), sequences, length, seed, progress)
+        if key[0] is None:
+            return drawn
+        if len(_DRAWN) >= KEPT_TEXTS:
+            del _DRAWN[next(iter(_DRAWN))]
+        _DRAWN[key] = drawn
+    return _DRAWN[key]
 
 
 def _documents(path: Path) -> list[str]:

@@ -94,7 +94,8 @@ def pair_order(heads: int, head_dim: int) -> Tensor:
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:
     tensor = checkpoint.tensor(name).to(torch.float32)
-    if not bool(torch.isfinite(tensor).all()):
+    ends = torch.stack(tensor.aminmax()) if tensor.numel() else tensor
+    if not bool(torch.isfinite(ends).all()):  # a NaN is both the least and the largest
         raise InputError(f"{checkpoint.source}: tensor {name!r} holds NaN or infinity")
     return tensor
 

@@ -147,8 +147,8 @@ class _Build:
         if options.calibrate == "none":
             return
         if options.calibrate == "auto":
-            found = calibrate.sample(
-                calibrate.float_model(checkpoint),
+            found = calibrate.sampled(
+                checkpoint,
                 sequences,
                 length,
                 options.seed,

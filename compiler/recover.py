@@ -379,9 +379,8 @@ def _text(
     length = min(longest, calibrate.calibration_size(checkpoint.config)[1])
     if options.recover != "auto":
         return calibrate.from_file(checkpoint, options.recover, 1 << 30, length)
-    model = calibrate.float_model(checkpoint)
-    return calibrate.sample(
-        model, TEXTS, length, options.seed + 1,
+    return calibrate.sampled(
+        checkpoint, TEXTS, length, options.seed + 1,
         lambda done, total: progress("sample text to recover on", done, total),
     )  # fmt: skip
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flightllm.compiler.clip_kernel import best_scales
+
 __all__ = ["Grid", "grid_for", "nearest", "search_scales", "spread"]
 
-CHUNK = 1 << 17
-"""Weights that the scale search works on at a time: they stay in a core's cache."""
+CHUNK = 1 << 22
+"""Weights that the scale search works on at a time."""
 SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65504.0
 
@@ -58,7 +60,7 @@ def grid_for(bits: int) -> Grid:
 
 def spread(per_group: Tensor, group: int, columns: int) -> Tensor:
     """A value a group [rows, groups] as a value a column [rows, columns]."""
-    return per_group.repeat_interleave(group, dim=1)[:, :columns]
+    return per_group[:, :, None].expand(-1, -1, group).flatten(1)[:, :columns]
 
 
 def nearest(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -83,19 +85,12 @@ def _grouped(values: Tensor, group: int) -> Tensor:
 
 def _search(weight: Tensor, importance: Tensor, grid: Grid, ratios: Sequence[float]) -> Tensor:
     """Scales [rows, groups] of weight [rows, groups, group]."""
-    largest = weight.abs().amax(-1)
-    best = torch.full_like(largest, torch.inf)
-    scale = torch.ones_like(largest)
-    for ratio in ratios:
-        tried = (largest * (ratio / grid.high)).clamp(SMALLEST_SCALE, LARGEST_SCALE)
-        tried = tried.half().float()
-        levels = grid.clamp(weight / tried[..., None])
-        miss = levels.mul_(-tried[..., None]).add_(weight).square_().mul_(importance)
-        error = miss.sum(-1)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale = torch.where(better, tried, scale)
-    return scale
+    largest = weight.abs().amax(-1).reshape(-1, 1)
+    shares = torch.tensor([ratio / grid.high for ratio in ratios])
+    tried = (largest * shares).clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+    flat = (part.contiguous().reshape(-1, part.shape[-1]).numpy() for part in (weight, importance))
+    found = best_scales(*flat, tried.numpy(), grid.low, grid.high, grid.stride)
+    return torch.from_numpy(found).view(weight.shape[:-1])
 
 
 def search_scales(

@@ -30,22 +30,14 @@ from flightllm.spec.quant import QuantTensor
 
 __all__ = ["LayerStore", "StoredLayers", "run_digest"]
 
-VERSION = 1
+VERSION = 2
 _NORMS = ("attn_norm", "mlp_norm")
 _ARRAYS = ("levels", "scales", "minima", "zeros", "mask")
 
 
 def run_digest(checkpoint: Checkpoint, options: QuantOptions) -> str:
     """What the layers of a run depend on: files, configuration, options, as 16 hex digits."""
-    source = Path(checkpoint.source) if checkpoint.folder is None else checkpoint.folder
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    stats = [(f.name, f.stat()) for f in files if f.is_file()]
-    facts = {
-        "version": VERSION,
-        "config": repr(checkpoint.config),
-        "options": repr(options),
-        "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-    }
+    facts = {"version": VERSION, "model": checkpoint.identity(), "options": repr(options)}
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

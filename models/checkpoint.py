@@ -8,6 +8,8 @@ halves of a head form the pairs).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,6 +97,17 @@ class Checkpoint:
         return name in self.readers or (
             name == "head.weight" and self.config.tied and not self.shape_only
         )
+
+    def identity(self) -> str | None:
+        """Digest of the files behind it (names, sizes, times) and of the configuration; None for
+        tensors that are only in memory, which may change."""
+        source = Path(self.source) if self.folder is None else self.folder
+        if not source.exists():
+            return None
+        files = sorted(source.iterdir()) if source.is_dir() else [source]
+        stats = [(f.name, f.stat()) for f in files if f.is_file()]
+        facts = [repr(self.config), [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _source_name(self, name: str) -> str:
         if self.shape_only:

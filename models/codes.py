@@ -48,6 +48,13 @@ class Codes:
     def weights(self) -> F32:
         """What the codes stand for, float32 [rows, columns]."""
         out: F32 = self.levels.astype(np.float32)
+        rows, columns = out.shape
+        if self.places is None and columns == self.scales.shape[1] * self.group:
+            groups = out.reshape(rows, -1, self.group)  # a view: nothing is spread
+            groups *= self.scales[:, :, None]
+            if self.minima is not None:
+                groups += self.minima[:, :, None]
+            return out
         out *= self.spread(self.scales)
         if self.minima is not None:
             out += self.spread(self.minima)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from flightllm.models.config import ModelConfig, tensor_shapes
 from flightllm.spec.errors import InputError
 
-__all__ = ["hf_name", "save_llama"]
+__all__ = ["hf_name", "save_llama", "write_configs"]
 
 _PARTS = {
     "attn_norm": "input_layernorm",
@@ -63,6 +63,14 @@ def save_llama(
     InputError
         Something that LLaMA's config.json cannot express.
     """
+    write_configs(folder, config, dtype)
+    stored = {hf_name(name): tensors[name].detach().to(dtype) for name in tensor_shapes(config)}
+    contiguous = {name: tensor.contiguous() for name, tensor in stored.items()}
+    save_file(contiguous, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def write_configs(folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    """Write config.json and generation_config.json alone; see `save_llama`."""
     rope = config.rope
     plain = not (config.qkv_bias or config.o_bias or config.mlp_bias or config.window)
     if config.family != "llama" or rope is None or rope.kind != "default" or not plain:
@@ -90,9 +98,6 @@ def save_llama(
     }
     _write_json(folder / "config.json", described)
     _write_json(folder / "generation_config.json", generation)
-    stored = {hf_name(name): tensors[name].detach().to(dtype) for name in tensor_shapes(config)}
-    contiguous = {name: tensor.contiguous() for name, tensor in stored.items()}
-    save_file(contiguous, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -47,6 +47,12 @@ class Likelihood:
             self.nll.append(_token_nll(np.ascontiguousarray(row), target))
             self.top1.append(int(row.argmax()))
 
+    def extend(self, other: Likelihood) -> None:
+        """Take over what `other` scored behind the tokens that are scored here."""
+        done = self.tokens
+        self.nll += other.nll[done:]
+        self.top1 += other.top1[done:]
+
     @property
     def tokens(self) -> int:
         """Tokens scored."""

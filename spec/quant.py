@@ -72,10 +72,26 @@ class QuantTensor:
 
     def dequantised(self) -> NDArray[np.float32]:
         """The weights this tensor stands for, float32 [rows, columns] (for errors and reports)."""
-        columns = self.levels.shape[1]
-        spread = np.repeat(self.scales.astype(np.float32), self.group, axis=1)[:, :columns]
-        out = self.levels.astype(np.float32) * spread
+        out = self.levels.astype(np.float32)
+        self._by_group(np.multiply, out, self.scales)
         if self.minima is not None:
-            minima = np.repeat(self.minima.astype(np.float32), self.group, axis=1)[:, :columns]
-            out = out + (minima if self.mask is None else minima * self.mask)
+            if self.mask is None:
+                self._by_group(np.add, out, self.minima)
+            else:
+                minima = self.mask.astype(np.float32)
+                self._by_group(np.multiply, minima, self.minima)
+                out += minima
         return out
+
+    def _by_group(self, ufunc: np.ufunc, out: NDArray[np.float32], values: NDArray[np.float16]
+                  ) -> None:  # fmt: skip
+        """Combine each group of `out` with its value, in place."""
+        whole = out.shape[1] // self.group
+        wide = values.astype(np.float32)[:, :, None]
+        groups = out[:, : whole * self.group].reshape(len(out), whole, self.group)
+        if whole * self.group == out.shape[1]:
+            ufunc(groups, wide, out=groups)  # a view
+            return
+        out[:, : whole * self.group] = ufunc(groups, wide[:, :whole]).reshape(len(out), -1)
+        rest = out[:, whole * self.group :]
+        ufunc(rest, wide[:, -1], out=rest)

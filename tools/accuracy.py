@@ -3,16 +3,19 @@
 Run as ``python tools/accuracy.py`` (``make accuracy``). It calibrates once for each row, which
 takes minutes, so `make check` does not repeat it. Each row is kept in ``out/accuracy.json`` and the
 page written anew, so that an interrupted run goes on where it stopped; ``--again`` measures all of
-them anew. The page carries the digest of the demo model that was measured, and a test fails when
-the repository holds another one.
+them anew, and ``--minutes N`` begins no row after N minutes. The page carries the digest of the
+demo model that was measured, and a test fails when the repository holds another one.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 
 FOUND = Path(__file__).resolve().parent.parent / "out" / "accuracy.json"
 """Rows measured so far: an interrupted run goes on with the next one."""
+
+PIECES = 4
+"""Pieces of each text that are executed; torch scores all."""
 
 # Row -> options of `flightllm.evaluate`.
 ROWS: dict[str, dict[str, Any]] = {
@@ -116,9 +122,10 @@ def section(subject: Subject, scores: Mapping[str, Evaluation]) -> str:
         f"## {subject.title}",
         "",
         f"Scored on {subject.about}: {first.tokens:,} tokens in {first.sequences:,} pieces of at"
-        f" most {first.context:,}. Perplexity in float32: {first.ppl_float:.4f}.",
+        f" most {first.context:,}, {first.executed_tokens:,} of the tokens executed. Perplexity in"
+        f" float32: {first.ppl_float:.4f}.",
         "",
-        "| | perplexity, executed | against float | in torch | same top-1 as float |",
+        "| | perplexity | against float | executed | same top-1 as float |",
         "|---|---:|---:|---|---:|",
     ]
     for name, score in scores.items():
@@ -143,8 +150,9 @@ Activations are INT8. The last projection has 8 bits, and so has the KV cache wh
 say otherwise. Masks are shared by pairs of rows, except "by rows". "by magnitude" is not
 calibrated; "recovered" is trained for 300 steps. Text to calibrate and to train on is sampled from
 the model itself, never the text under evaluation. [Compression](compression.md) explains the
-methods. "in torch" says whether the reference in torch gives the same perplexity as the executed
-program, to the last digit.
+methods. All of a text goes through the quantised model's reference in torch, and its first
+{PIECES} pieces through the compiled program on the functional simulator as well: "executed" says
+whether both give the same perplexity, to the last digit.
 
 {chr(10).join(sections)}"""
 
@@ -175,14 +183,23 @@ def _write(chosen: Sequence[Subject], rows: Mapping[str, dict[str, Any]]) -> Non
 
 def main(arguments: Sequence[str] = (), tell: Callable[[str], object] = print) -> int:
     """Measure every row of every subject that is not there yet."""
-    rows, chosen = _found("--again" in arguments), subjects()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--again", action="store_true", help="measure every row anew")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    asked = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * asked.minutes
+    rows, chosen = _found(asked.again), subjects()
     for subject in chosen:
         for name, options in ROWS.items():
             key = f"{subject.title}: {name}"
             if key not in rows:
+                if time.monotonic() > end:
+                    tell(f"{key}: not measured yet; start again to go on")
+                    return 0
                 score = flightllm.evaluate(
-                    subject.model, subject.text, text_format=subject.text_format, **options
-                )
+                    subject.model, subject.text, text_format=subject.text_format, pieces=PIECES,
+                    **options,
+                )  # fmt: skip
                 rows[key] = score.to_dict()
                 _write(chosen, rows)
             tell(f"{key}: {rows[key]['ppl_executed']:.4f}")

@@ -33,7 +33,8 @@ class Evaluation:
     Members
     -------
     ppl_float : of the checkpoint in float32. ppl_quantized : of the quantised model in torch.
-    ppl_executed : of the program on the executor. tokens : predicted tokens.
+    ppl_executed : of the program on the executor. tokens : predicted tokens; executed_tokens : of
+        them on the executor, the others being taken from torch.
     top1_agreement : share of places where the executor's likeliest token is the float model's.
     sequences, context : how many pieces of text, and how long they may be.
     """
@@ -46,6 +47,7 @@ class Evaluation:
     sequences: int
     context: int
     executor: str
+    executed_tokens: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -60,6 +62,7 @@ def evaluate(
     text_format: str | None = None,
     context: int | None = None,
     on: str = "functional",
+    pieces: int | None = None,
     report: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -72,7 +75,9 @@ def evaluate(
     text : the text itself.
     text_format : "documents" or "continuous"; see `flightllm.runtime.likelihood.split_text`.
     context : tokens scored together; left out, 1024 or as many as model and program take.
-    on : the executor. report : as for `flightllm.compile`, with the scores.
+    on : the executor. pieces : documents or windows that it executes, the first ones; left out,
+        all. What torch finds for the others is the same, to the bit.
+    report : as for `flightllm.compile`, with the scores.
     options : quantisation, as for `flightllm.compile`.
 
     Raises
@@ -80,6 +85,8 @@ def evaluate(
     InputError
         For a model without weights or tokeniser, a text too short, or a context too long.
     """
+    if pieces is not None and pieces < 1:
+        raise InputError(f"pieces: {pieces} is not at least 1")
     if report is not None:
         from flightllm.compiler.report_page import check_target
 
@@ -99,19 +106,37 @@ def evaluate(
     def tell(stage: str) -> Callable[[int], None]:
         return lambda done: progress(stage, done, total) if progress is not None else None
 
-    exact = _score(_float_logits(made.checkpoint), sequences, tell("float"))
+    exact = _exact(made.checkpoint, sequences, tell("float"))
     quantised = _score(_integer_logits(made.quantised.model), sequences, tell("quantised in torch"))
     with load(made.program, on, tokenizer=made.tokenizer) as loaded:
-        executed = execute(loaded.session, sequences, tell("executed"))
-        name = loaded.session.device.name
+        executed = execute(loaded.session, sequences[:pieces], tell("executed"))
+        name, count = loaded.session.device.name, executed.tokens
+    executed.extend(quantised)
     if report is not None:
         write_report(
             report, made.checkpoint, made.quantised, executed.perplexity, exact.perplexity
         )
     return Evaluation(
         exact.perplexity, quantised.perplexity, executed.perplexity, total,
-        executed.agreement(exact), len(sequences), width, name,
+        executed.agreement(exact), len(sequences), width, name, count,
     )  # fmt: skip
+
+
+_FLOAT: dict[tuple[str | None, int], Likelihood] = {}
+
+
+def _exact(
+    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], progress: Callable[[int], None]
+) -> Likelihood:
+    """The float model's score; of the same files and the last text it is made once."""
+    key = (checkpoint.identity(), hash(tuple(map(tuple, sequences))))
+    if key not in _FLOAT:
+        found = _score(_float_logits(checkpoint), sequences, progress)
+        if key[0] is None:
+            return found
+        _FLOAT.clear()
+        _FLOAT[key] = found
+    return _FLOAT[key]
 
 
 def _score(

@@ -1,8 +1,15 @@
 """`flightllm eval`: three perplexities of one text."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import flightllm
+from flightllm import evaluation
+from flightllm.runtime.likelihood import Likelihood
+from flightllm.spec.errors import InputError
 
 TEXT = "a small model says small things<|endoftext|>again and\nagain"
 
@@ -29,6 +36,28 @@ def test_continuous_windows(cli, model: Path, text: Path) -> None:
     result = cli("eval", model, "--text", text, *options).json
     assert result["context"] == 5 and result["sequences"] == 4
     assert result["ppl_executed"] == result["ppl_quantized"]
+
+
+def test_some_pieces_are_executed(model: Path) -> None:
+    whole, part = (
+        flightllm.evaluate(model, TEXT, calibrate="none", pieces=pieces) for pieces in (None, 1)
+    )
+    assert part.executed_tokens < whole.executed_tokens == whole.tokens
+    assert replace(part, executed_tokens=whole.tokens) == whole
+    with pytest.raises(InputError, match="pieces: 0 is not at least 1"):
+        flightllm.evaluate(model, TEXT, calibrate="none", pieces=0)
+
+
+def test_an_executor_that_differs_is_seen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any) -> Likelihood:
+        found = execute(*arguments)
+        found.nll[0] += 1e-9
+        return found
+
+    execute = evaluation.execute
+    monkeypatch.setattr(evaluation, "execute", wrong)
+    score = flightllm.evaluate(model, TEXT, calibrate="none", pieces=1)
+    assert score.ppl_executed != score.ppl_quantized
 
 
 def test_text_output(cli, model: Path, text: Path) -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from random_checkpoint import random_checkpoint, random_config
 
-from flightllm.compiler.calibrate import calibration_size, float_model, from_file, sample
+from flightllm.compiler.calibrate import calibration_size, float_model, from_file, sample, sampled
 from flightllm.models.checkpoint import open_checkpoint
 from flightllm.models.config import ModelConfig, RopeConfig
+from flightllm.models.hf_writer import save_llama
 from flightllm.models.reference import FloatModel
 from flightllm.spec.errors import InputError
 
@@ -88,3 +89,21 @@ def test_bad_files(stories: Path, tmp_path: Path) -> None:
         from_file(checkpoint, tmp_path / "none", 4, 32)
     with pytest.raises(InputError):  # no tokeniser beside tensors in memory
         from_file(random_checkpoint("llama"), empty, 4, 32)
+
+
+def test_the_same_files_are_drawn_from_once(model_folder: Path) -> None:
+    first = sampled(open_checkpoint(model_folder), 4, 10)
+    assert sampled(open_checkpoint(model_folder), 4, 10) is first
+    assert sampled(open_checkpoint(model_folder), 4, 10, seed=1) is not first
+    assert (sample(float_model(open_checkpoint(model_folder)), 4, 10).ids == first.ids).all()
+    (model_folder / "note").write_text("another folder")
+    assert sampled(open_checkpoint(model_folder), 4, 10) is not first
+    memory = random_checkpoint("llama")
+    assert sampled(memory, 4, 10) is not sampled(memory, 4, 10)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    source = random_checkpoint("llama")
+    save_llama(tmp_path, source.config, {name: source.tensor(name) for name in source.names})
+    return tmp_path

@@ -14,7 +14,7 @@ from flightllm.evaluation import Evaluation
 
 def score(executed: float, quantised: float | None = None) -> Evaluation:
     return Evaluation(10.0, executed if quantised is None else quantised, executed, 1234, 0.5, 2,
-                      512, "functional")  # fmt: skip
+                      512, "functional", 600)  # fmt: skip
 
 
 @pytest.mark.parametrize("options", accuracy.ROWS.values(), ids=accuracy.ROWS)
@@ -25,7 +25,7 @@ def test_rows_are_options_that_exist(options: dict[str, Any]) -> None:
 def test_table_states_cost_and_equality() -> None:
     subject = accuracy.Subject("M", "m", "text", "continuous", "a text")
     text = accuracy.section(subject, {"w8g32": score(10.05), "w2g32": score(12.0, 12.5)})
-    assert "1,234 tokens in 2 pieces of at most 512. Perplexity in float32: 10.0000." in text
+    assert "1,234 tokens in 2 pieces of at most 512, 600 of the tokens executed." in text
     assert "| w8g32 | 10.0500 | +0.50% | equal | 50.00% |" in text
     assert "| w2g32 | 12.0000 | +20.00% | DIFFERENT | 50.00% |" in text
 
@@ -44,7 +44,8 @@ def test_main_measures_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(accuracy, "FOUND", tmp_path / "out" / "accuracy.json")
     assert accuracy.main([], lambda text: None) == 0
     assert [options for _, _, options in seen] == [
-        {"text_format": "continuous", **options} for options in accuracy.ROWS.values()
+        {"text_format": "continuous", "pieces": accuracy.PIECES, **options}
+        for options in accuracy.ROWS.values()
     ]
     text = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
     assert text.startswith("# Accuracy\n\n") and accuracy.digest() in text
