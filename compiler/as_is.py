@@ -14,14 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flightllm.compiler.scheme import group_for
+from flightllm.compiler.scheme import QuantOptions, Scheme, group_for
+from flightllm.compiler.shape import MatrixPlan
 from flightllm.compiler.smooth import Smoothing
-from flightllm.models.codes import Codes
+from flightllm.models.codes import CodeKind, Codes
+from flightllm.models.config import ModelConfig
+from flightllm.spec.formats import MatrixFormat, Second
 from flightllm.spec.quant import GROUPS, QuantTensor
 
-__all__ = ["AsIsReport", "Event", "Kept", "keep", "obstacle", "powers_of_two"]
+__all__ = [
+    "FALLBACK", "AsIsReport", "Event", "Kept", "keep", "obstacle", "plan_of", "powers_of_two",
+    "unwanted",
+]  # fmt: skip
 
 F32 = NDArray[np.float32]
+FALLBACK = Scheme(8, 32)
+"""What codes that the decode unit cannot hold are rounded to."""
 LEVEL_MAX = 127
 LARGEST = float(np.finfo(np.float16).max)
 FEW = 1e-3
@@ -65,6 +73,39 @@ def obstacle(codes: Codes) -> str | None:
     if low == -128 and np.count_nonzero(codes.levels == -128) > FEW * codes.levels.size:
         return "more than a thousandth of its levels are -128, and the array's lowest is -127"
     return None
+
+
+def unwanted(name: str, config: ModelConfig, options: QuantOptions) -> str | None:
+    """Why the codes of a matrix cannot stay although the decode unit may hold them, or None."""
+    if name == "head":
+        return None if options.head_bits == 8 else "--head-bits asks for another width"
+    if options.kept != 16:
+        return "--sparsity drops weights"
+    if config.norm == "layer" and name.endswith((".o", ".down")):
+        return "its rows are centred, as LayerNorm becomes RMSNorm"
+    return None
+
+
+def plan_of(kind: CodeKind, columns: int) -> MatrixPlan | None:
+    """How `keep` stores codes of a kind, or None where `obstacle` finds something.
+
+    What only the numbers tell is taken to be as usual: scales that fp16 can reach, and products of
+    two numbers that it cannot hold exactly.
+    """
+    whole = not 0 < kind.group < columns
+    if kind.scattered or (not whole and kind.group % GROUPS[0]) or (kind.bits == 8 and kind.minima):
+        return None
+    group = group_for(columns, GROUPS[-1])
+    if not whole:
+        group = max(g for g in GROUPS if kind.group % g == 0)
+    bits, table, second = kind.bits, kind.table, Second.NONE
+    if kind.minima:
+        second = Second.MINIMUM
+        table = tuple(range(1 << bits)) if bits <= 4 and not kind.wide else None
+        bits += bits > 4 and not kind.wide
+    elif kind.zeros and bits != 8 and table is None:
+        second = Second.ZERO
+    return MatrixPlan(MatrixFormat(bits, group, True, second, table=table is not None), table)
 
 
 def keep(codes: Codes, order: NDArray[np.int64] | None = None, factor: F32 | None = None) -> Kept:

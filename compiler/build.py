@@ -18,8 +18,10 @@ from flightllm.compiler.parameters import parameters
 from flightllm.compiler.schedule import Schedule, schedule
 from flightllm.compiler.scheme import QuantOptions
 from flightllm.compiler.shape import ModelShape, shape_of
+from flightllm.compiler.shape_before import shape_before
 from flightllm.compiler.shape_only import shape_only
 from flightllm.compiler.tile import CoreTile, tile
+from flightllm.models.checkpoint import Checkpoint
 from flightllm.models.config import ModelConfig
 from flightllm.models.quantized import QuantModel
 from flightllm.spec.config import HwConfig
@@ -28,7 +30,9 @@ from flightllm.spec.errors import InputError
 from flightllm.spec.formats import kgroups_for, stream_bytes
 from flightllm.spec.image import CoreCode, ModelFacts, Program, Segment
 
-__all__ = ["build_program", "build_shape", "build_shape_program", "length_schemes"]
+__all__ = [
+    "build_before", "build_program", "build_shape", "build_shape_program", "length_schemes",
+]  # fmt: skip
 
 PREFILL_BUCKET, DECODE_BUCKET = 128, 16
 """Length buckets of the paper's artefact."""
@@ -142,7 +146,7 @@ def _program(shape: ModelShape, config: HwConfig, backend: _Backend, bos: int | 
     }
     report = {
         **weight_report(shape),
-        "weight_bytes": sum(held[n] for n in held if n in ("weights", "vectors", "embed")),
+        "weight_bytes": sum(held[name] for name in {s.name for s in segments if not s.writable}),
         "segment_bytes": held,
         "instruction_bytes_by_lengths": schemes,
         "model_max_length": shape.max_length,
@@ -223,3 +227,10 @@ def build_shape_program(config: ModelConfig, options: QuantOptions, hw: HwConfig
     """Compile a model of which only the configuration is known (see `shape_only`)."""
     shape = shape_only(config, options)
     return build_shape(shape, hw, config.bos, config.eos, max_length, dump)
+
+
+def build_before(checkpoint: Checkpoint, options: QuantOptions, hw: HwConfig,
+                 max_length: int | None = None) -> Program:  # fmt: skip
+    """What a checkpoint will compile to, before its weights are read (see `shape_before`)."""
+    shape, config = shape_before(checkpoint, options), checkpoint.config
+    return build_shape(shape, hw, config.bos, config.eos, max_length)

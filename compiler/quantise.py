@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from flightllm.compiler import calibrate, fisher, mixed, sensitivity, smooth
-from flightllm.compiler.as_is import AsIsReport, keep, obstacle, powers_of_two
+from flightllm.compiler.as_is import (
+    FALLBACK,
+    AsIsReport,
+    keep,
+    obstacle,
+    powers_of_two,
+    unwanted,
+)
 from flightllm.compiler.block import linear
 from flightllm.compiler.compensation import Prepared, corrected_bias, prune_matrix, round_matrix
 from flightllm.compiler.fold import (
@@ -35,7 +42,7 @@ from flightllm.compiler.quant_report import (
 from flightllm.compiler.recover import recover
 from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scaling import head_factor, scale_layer
-from flightllm.compiler.scheme import AS_IS, QuantOptions, Scheme, group_for
+from flightllm.compiler.scheme import AS_IS, QuantOptions, group_for
 from flightllm.compiler.store import LayerStore, StoredLayers
 from flightllm.compiler.streams import Streams, divergence
 from flightllm.models.checkpoint import Checkpoint
@@ -49,8 +56,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""
 EASING_SEQUENCES = 16
 """Calibration texts on which channels are balanced and K is smoothed."""
-FALLBACK = Scheme(8, 32)
-"""What codes that the decode unit cannot hold are rounded to."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +199,12 @@ class _Build:
         if self.scheme is not None:
             return None
         codes = self.checkpoint.codes(f"{name}.weight")
-        why = "the checkpoint has no codes of it" if codes is None else self._unwanted(name)
-        if codes is None or (why := why or obstacle(codes)) is not None:
+        why = unwanted(name, self.config, self.options)
+        if codes is None:
+            why = "the checkpoint has no codes of it"
+        elif why is None:
+            why = obstacle(codes)
+        if codes is None or why is not None:
             self.as_is.refused(name, why or "")
             return None
         order = None
@@ -205,16 +214,6 @@ class _Build:
         made = keep(codes, order, None if row_factor is None else row_factor.numpy())
         self.as_is.kept(name, made)
         return made.tensor
-
-    def _unwanted(self, name: str) -> str | None:
-        """Why the codes of a matrix cannot stay although the decode unit may hold them."""
-        if name == "head":
-            return None if self.options.head_bits == 8 else "--head-bits asks for another width"
-        if self.options.kept != 16:
-            return "--sparsity drops weights"
-        if self.config.norm == "layer" and name.endswith((".o", ".down")):
-            return "its rows are centred, as LayerNorm becomes RMSNorm"
-        return None
 
     def _rounded(self, name: str, weight: Tensor, bits: int, site: _Site | None) -> QuantTensor:
         """Prune and round one matrix; the head stays dense."""

@@ -88,8 +88,8 @@ def _search(weight: Tensor, importance: Tensor, grid: Grid, ratios: Sequence[flo
     largest = weight.abs().amax(-1).reshape(-1, 1)
     shares = torch.tensor([ratio / grid.high for ratio in ratios])
     tried = (largest * shares).clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
-    flat = (part.contiguous().reshape(-1, part.shape[-1]).numpy() for part in (weight, importance))
-    found = best_scales(*flat, tried.numpy(), grid.low, grid.high, grid.stride)
+    values, counts = (part.contiguous().flatten(0, -2).numpy() for part in (weight, importance))
+    found = best_scales(values, counts, tried.numpy(), grid.low, grid.high, grid.stride)
     return torch.from_numpy(found).view(weight.shape[:-1])
 
 

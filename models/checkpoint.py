@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flightllm.models.codes import Codes
+from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.config import ModelConfig, tensor_shapes
 from flightllm.spec.errors import InputError
 
@@ -45,6 +45,8 @@ class Checkpoint:
     tokenizer : gives the folder or model file by which `load_tokenizer` finds the tokeniser, where
         that is not `folder`.
     notes : what a user should know of how the file was read.
+    code_kinds : what is known of such matrices without reading their codes; none where only the
+        codes themselves tell.
     """
 
     config: ModelConfig
@@ -54,6 +56,7 @@ class Checkpoint:
     code_readers: Mapping[str, Callable[[], Codes]] = field(default_factory=dict, repr=False)
     tokenizer: Callable[[], Path] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    code_kinds: Mapping[str, Callable[[], CodeKind]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_tensors(
@@ -138,6 +141,11 @@ class Checkpoint:
         reader = self.code_readers.get(self._source_name(name))
         return None if reader is None else reader()
 
+    def code_kind(self, name: str) -> CodeKind | None:
+        """What is known of a matrix' codes without reading them; None where that is nothing."""
+        reader = self.code_kinds.get(self._source_name(name))
+        return None if reader is None else reader()
+
 
 def _constant(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: tensor
@@ -165,7 +173,9 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         from flightllm.models.hf import read_folder
 
         made = read_folder(path)
-        return Checkpoint(made.config, made.readers, text, path, made.codes)
+        return Checkpoint(
+            made.config, made.readers, text, path, made.codes, code_kinds=made.kinds
+        )
     if path.is_file():
         return _open_file(path)
     raise InputError(
@@ -208,7 +218,9 @@ def _open_gguf(path: Path) -> Checkpoint:
 
     made = read_gguf(path)
     home = None if made.tokenizer is None else _Written(made.tokenizer)
-    return Checkpoint(made.config, made.readers, str(path), None, made.codes, home)
+    return Checkpoint(
+        made.config, made.readers, str(path), None, made.codes, home, code_kinds=made.kinds
+    )
 
 
 def open_graph(path: Path) -> Graph | None:

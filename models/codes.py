@@ -8,9 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Codes"]
+__all__ = ["CodeKind", "Codes"]
 
 F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CodeKind:
+    """What is known of a matrix' codes before they are read.
+
+    Members
+    -------
+    bits, group, table : as in `Codes`; group 0 stands for whole rows.
+    minima : groups have one. zeros : some zero point is not the middle of the codes.
+    scattered : the columns of a group lie apart. wide : fp16 does not hold scales or minima.
+    """
+
+    bits: int
+    group: int
+    minima: bool = False
+    zeros: bool = False
+    table: tuple[int, ...] | None = None
+    scattered: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)

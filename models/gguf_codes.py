@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.codes import Codes
+from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.gguf_file import GgufFile, GgufTensor
 from flightllm.spec.errors import InputError
 
-__all__ = ["FATES", "IQ4_NL_LEVELS", "KEPT", "PLAIN", "codes_of", "float_of", "readable"]
+__all__ = [
+    "FATES", "IQ4_NL_LEVELS", "KEPT", "KINDS", "PLAIN", "codes_of", "float_of", "readable",
+]  # fmt: skip
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -139,6 +141,17 @@ KEPT: dict[str, Callable[[U8], Codes]] = {
 }  # fmt: skip
 """Block types that become codes: raw uint8 [rows, blocks, bytes] to codes."""
 
+
+KINDS = {
+    "Q8_0": CodeKind(8, 32), "Q4_0": CodeKind(4, 32), "Q4_1": CodeKind(4, 32, minima=True),
+    "Q5_0": CodeKind(5, 32), "Q5_1": CodeKind(5, 32, minima=True),
+    "Q4_K": CodeKind(4, 32, minima=True, wide=True),
+    "Q5_K": CodeKind(5, 32, minima=True, wide=True), "Q6_K": CodeKind(6, 16, wide=True),
+    "IQ4_NL": CodeKind(4, 32, table=IQ4_NL_LEVELS),
+    "IQ4_XS": CodeKind(4, 32, table=IQ4_NL_LEVELS, wide=True),
+    "MXFP4": CodeKind(4, 32, table=MXFP4_LEVELS),
+}  # fmt: skip
+"""What each type in `KEPT` holds."""
 
 FATES = {
     **dict.fromkeys(("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"), "kept exactly"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from flightllm.models import gguf_codes
-from flightllm.models.codes import Codes
+from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.config import ModelConfig, RopeConfig, tensor_shapes
 from flightllm.models.gguf_file import GgufFile, GgufTensor, open_gguf
 from flightllm.models.gguf_tokenizer import special_ids, tokenizer_files
@@ -48,6 +49,7 @@ class GgufModel:
     config: ModelConfig
     readers: dict[str, Callable[[], torch.Tensor]]
     codes: dict[str, Callable[[], Codes]]
+    kinds: dict[str, Callable[[], CodeKind]]
     tokenizer: Callable[[], dict[str, str]] | None
 
 
@@ -247,16 +249,18 @@ def read_gguf(path: Path) -> GgufModel:
     config = _config(file, kind)
     readers: dict[str, Callable[[], torch.Tensor]] = {}
     codes: dict[str, Callable[[], Codes]] = {}
+    kinds: dict[str, Callable[[], CodeKind]] = {}
     used = {_FREQUENCIES}
     for name, shape in tensor_shapes(config).items():
         stored, place = _place(file, config, kind, name, shape)
         readers[name], kept = _readers(file, place)
         if kept is not None:
             codes[name] = kept
+            kinds[name] = partial(gguf_codes.KINDS.__getitem__, place.tensor.kind)
         used.add(stored)
     for name, tensor in file.tensors.items():
         if name not in used and not name.endswith("rope_freqs.weight"):
             raise InputError(
                 f"{path}: tensor {name!r} {list(tensor.shape)} has no place in a {kind} model"
             )
-    return GgufModel(config, readers, codes, tokenizer_files(file))
+    return GgufModel(config, readers, codes, kinds, tokenizer_files(file))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flightllm.models.codes import Codes
+from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.config import ModelConfig, tensor_shapes
 from flightllm.models.hf_config import config_from_dict, read_json
 from flightllm.models.hf_quantized import PackedMatrix, QuantScheme, packed_matrix, read_scheme
@@ -174,11 +175,13 @@ class HfFolder:
     Members
     -------
     readers : of every tensor, as float. codes : of the matrices that are stored quantised.
+    kinds : what is known of those without reading their codes.
     """
 
     config: ModelConfig
     readers: dict[str, Callable[[], torch.Tensor]]
     codes: dict[str, Callable[[], Codes]]
+    kinds: dict[str, Callable[[], CodeKind]]
 
 
 def _config_json(folder: Path) -> tuple[dict[str, Any], str]:
@@ -207,7 +210,7 @@ def read_folder(folder: Path) -> HfFolder:
     scheme = read_scheme(data, where)
     source, entries = all_entries(folder)
     wanted = stored_tensors(config, _prefix(config, entries))
-    made = HfFolder(config, {}, {})
+    made = HfFolder(config, {}, {}, {})
     # A tied head that is stored all the same is the embedding once more, as in transformers.
     used = {"lm_head.weight"} if config.tied else set()
     for name, stored in wanted.items():
@@ -218,6 +221,8 @@ def read_folder(folder: Path) -> HfFolder:
         else:
             made.codes[name] = read = _codes_reader(stored, packed)
             made.readers[name] = _float_reader(read)
+            if packed.kind is not None:
+                made.kinds[name] = partial(packed.kind, slice(stored.start, stored.stop))
             used |= {*packed.names, *_empty_bias(stored, wanted, entries)}
     for name in entries:
         if name not in used and not name.endswith(_BUFFERS):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.codes import Codes
+from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.hf_config import Fields
 from flightllm.models.packing import unpack_awq, unpack_stream
 from flightllm.spec.errors import InputError
@@ -162,12 +163,32 @@ class PackedMatrix:
     Members
     -------
     shape : rows and columns of the matrix as it is used. names : the file's tensors it uses.
-    codes : reads it.
+    codes : reads it. kind : gives what is known of some rows without reading their codes; None
+        where only the codes tell (8 bits: whether all levels stay in range).
     """
 
     shape: tuple[int, int]
     names: tuple[str, ...]
     codes: Callable[[], Codes]
+    kind: Callable[[slice], CodeKind] | None
+
+
+@dataclass(frozen=True)
+class _Module:
+    """What a layout reads of a module: its codes, zero points [rows, groups], groups of columns."""
+
+    codes: Callable[[], Codes]
+    zeros: Callable[[], NDArray[np.integer[Any]]]
+    places: Callable[[], NDArray[np.int64] | None] = lambda: None
+
+    def kind(self, scheme: QuantScheme, rows: slice) -> CodeKind:
+        """What is known of some rows."""
+        middle = 1 << (scheme.bits - 1)
+        return CodeKind(
+            scheme.bits, max(scheme.group, 0),
+            zeros=bool((self.zeros()[rows] != middle).any()),
+            scattered=self.places() is not None,
+        )  # fmt: skip
 
 
 class _Parts:
@@ -225,8 +246,9 @@ def packed_matrix(
     rows, columns = shape
     if scheme.layout == "awq" and rows % 8:
         raise parts.fail(f"has {rows} rows, which are no multiple of 8")
-    codes = kinds.get(scheme.layout, _of_plain)(parts, rows, columns, scheme)
-    return PackedMatrix(shape, tuple(parts.names), codes)
+    module_read = kinds.get(scheme.layout, _of_plain)(parts, rows, columns, scheme)
+    kind = None if scheme.bits == 8 else partial(module_read.kind, scheme)
+    return PackedMatrix(shape, tuple(parts.names), module_read.codes, kind)
 
 
 def _words(count: int, bits: int) -> int:
@@ -263,7 +285,7 @@ def _places(entry: Entry | None, columns: int, group: int, groups: int) -> NDArr
     return None if np.array_equal(found, np.arange(columns) // group) else found
 
 
-def _of_gptq(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
+def _of_gptq(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> _Module:
     bits, group = scheme.bits, scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("qweight", (_words(columns, bits), rows), ("int32",))
@@ -271,31 +293,39 @@ def _of_gptq(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Cal
     scale = parts.take("scales", (groups, rows), _FLOATS)
     index = parts.take("g_idx", (columns,), _INTEGERS) if parts.has("g_idx") else None
 
+    def zeros() -> NDArray[np.integer[Any]]:
+        # What is stored is the zero point less one, modulo the width.
+        stored = unpack_stream(_array(zero), bits, rows).astype(np.int16) + scheme.zero_offset
+        return (stored % (1 << bits)).T
+
+    def places() -> NDArray[np.int64] | None:
+        return _places(index, columns, group, groups)
+
     def read() -> Codes:
         codes = unpack_stream(_array(weight).T, bits, columns)
-        zeros = unpack_stream(_array(zero), bits, rows).astype(np.int16) + scheme.zero_offset
-        places = _places(index, columns, group, groups)
-        # What is stored is the zero point less one, modulo the width.
-        return _affine(codes, (zeros % (1 << bits)).T, _array(scale).T, group, bits, places)
+        return _affine(codes, zeros(), _array(scale).T, group, bits, places())
 
-    return read
+    return _Module(read, zeros, places)
 
 
-def _of_awq(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
+def _of_awq(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> _Module:
     group = scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("qweight", (columns, rows // 8), ("int32",))
     zero = parts.take("qzeros", (groups, rows // 8), ("int32",))
     scale = parts.take("scales", (groups, rows), _FLOATS)
 
+    def zeros() -> NDArray[np.integer[Any]]:
+        return unpack_awq(_array(zero), rows).T
+
     def read() -> Codes:
         codes = unpack_awq(_array(weight), rows).T
-        return _affine(codes, unpack_awq(_array(zero), rows).T, _array(scale).T, group, 4)
+        return _affine(codes, zeros(), _array(scale).T, group, 4)
 
-    return read
+    return _Module(read, zeros)
 
 
-def _of_gemv(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
+def _of_gemv(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> _Module:
     group = scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("qweight", (rows, _words(columns, 4)), ("int32",))
@@ -306,12 +336,14 @@ def _of_gemv(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Cal
     if zero.shape[1] * 8 < groups or scale.shape[1] < groups:
         raise parts.fail(f"has fewer scales or zero points than {groups} groups")
 
+    def zeros() -> NDArray[np.integer[Any]]:
+        return unpack_stream(_array(zero), 4, groups)
+
     def read() -> Codes:
         codes = unpack_stream(_array(weight), 4, columns)
-        zeros = unpack_stream(_array(zero), 4, groups)
-        return _affine(codes, zeros, _array(scale)[:, :groups], group, 4)
+        return _affine(codes, zeros(), _array(scale)[:, :groups], group, 4)
 
-    return read
+    return _Module(read, zeros)
 
 
 def _signed_zeros(
@@ -343,32 +375,40 @@ def _scales(
     return lambda: np.broadcast_to(_array(entry).reshape(-1, groups), (rows, groups))
 
 
-def _of_packed(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
+def _of_packed(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> _Module:
     bits, group = scheme.bits, scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("weight_packed", (rows, _words(columns, bits)), ("int32",))
     if parts.has("weight_shape"):
         parts.take("weight_shape", (2,), _INTEGERS)
-    scales, zeros = _scales(parts, rows, groups), _signed_zeros(parts, rows, groups, bits)
+    scales, signed = _scales(parts, rows, groups), _signed_zeros(parts, rows, groups, bits)
     index = parts.take("weight_g_idx", (columns,), _INTEGERS) if parts.has("weight_g_idx") else None
     half = 1 << (bits - 1)
 
+    def zeros() -> NDArray[np.integer[Any]]:
+        return signed() + half
+
+    def places() -> NDArray[np.int64] | None:
+        return _places(index, columns, group, groups)
+
     def read() -> Codes:
-        places = _places(index, columns, group, groups)
         codes = unpack_stream(_array(weight), bits, columns)
-        return _affine(codes, zeros() + half, scales(), group, bits, places)
+        return _affine(codes, zeros(), scales(), group, bits, places())
 
-    return read
+    return _Module(read, zeros, places)
 
 
-def _of_plain(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> Callable[[], Codes]:
+def _of_plain(parts: _Parts, rows: int, columns: int, scheme: QuantScheme) -> _Module:
     group = scheme.per_scale(columns)
     groups = -(-columns // group)
     weight = parts.take("weight", (rows, columns), ("int8",))
-    scales, zeros = _scales(parts, rows, groups), _signed_zeros(parts, rows, groups, 8)
+    scales, signed = _scales(parts, rows, groups), _signed_zeros(parts, rows, groups, 8)
+
+    def zeros() -> NDArray[np.integer[Any]]:
+        return signed() + 128
 
     def read() -> Codes:
         levels: NDArray[np.int16] = _array(weight).astype(np.int16)
-        return _affine((levels + 128).astype(np.uint8), zeros() + 128, scales(), group, 8)
+        return _affine((levels + 128).astype(np.uint8), zeros(), scales(), group, 8)
 
-    return read
+    return _Module(read, zeros)

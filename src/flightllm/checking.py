@@ -15,8 +15,8 @@ from flightllm.spec.errors import InputError
 
 if TYPE_CHECKING:
     from flightllm.compiler.scheme import QuantOptions
+    from flightllm.compiler.shape import ModelShape
     from flightllm.models.checkpoint import Checkpoint
-    from flightllm.models.config import ModelConfig
     from flightllm.spec.image import Program
 
 __all__ = ["CheckReport", "Finding", "check"]
@@ -59,6 +59,7 @@ class CheckReport:
             values["max_length"] = self.program.model.max_length
             values["instruction_bytes"] = self.program.instruction_bytes
             values["segment_bytes"] = self.program.report["segment_bytes"]
+            values["weight_bytes"] = self.program.report["weight_bytes"]
         return values
 
 
@@ -92,16 +93,14 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
         return CheckReport([*operators, Finding("decoder", False, str(error))], [], None)
     findings = [*operators, _model(checkpoint), _weights(checkpoint), _tokenizer(checkpoint)]
     findings += [Finding("note", True, text) for text in checkpoint.notes]
-    if wanted.scheme(bool(checkpoint.code_readers)) is None:
-        # A checkpoint's own codes are INT8 at most: what is counted here is the largest they get.
-        wanted = dataclasses.replace(wanted, weights="w8g32")
-    program, fit = _fit(checkpoint.config, wanted, config, max_length)
+    shapes = _Shapes(checkpoint)
+    program, fit = _fit(shapes, wanted, config, max_length)
     findings.append(fit)
     changes = list[str]()
     if program is None:
-        changes = list(_changes(checkpoint.config, wanted, config, max_length))
+        changes = list(_changes(shapes, wanted, config, max_length))
     elif wanted.kept != 16:
-        findings.append(_sparsity(checkpoint.config, wanted, config, program))
+        findings.append(_sparsity(shapes, wanted, config, program))
     return CheckReport(findings, changes, program)
 
 
@@ -163,19 +162,31 @@ def _tokenizer(checkpoint: Checkpoint) -> Finding:
     return Finding("tokenizer", True, f"{tokenizer.vocab:,} ids")
 
 
-def _compiled(
-    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
-) -> Program:
-    from flightllm.compiler.build import build_shape_program
+class _Shapes:
+    """A checkpoint's shape under some options, told once for each kind of weights."""
 
-    return build_shape_program(facts, options, config, max_length)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.facts = checkpoint, checkpoint.config
+        self._known: dict[QuantOptions, ModelShape] = {}
+
+    def compiled(
+        self, options: QuantOptions, config: HwConfig, max_length: int | None
+    ) -> Program:
+        from flightllm.compiler.build import build_shape
+        from flightllm.compiler.shape_before import shape_before
+
+        weights = dataclasses.replace(options, kv=8)
+        if weights not in self._known:
+            self._known[weights] = shape_before(self.checkpoint, weights)
+        shape = dataclasses.replace(self._known[weights], kv_bits=options.kv)
+        return build_shape(shape, config, self.facts.bos, self.facts.eos, max_length)
 
 
 def _fit(
-    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
+    shapes: _Shapes, options: QuantOptions, config: HwConfig, max_length: int | None
 ) -> tuple[Program | None, Finding]:
     try:
-        program = _compiled(facts, options, config, max_length)
+        program = shapes.compiled(options, config, max_length)
     except InputError as error:
         return None, Finding(f"board {config.name}", False, str(error))
     length = program.model.max_length
@@ -187,13 +198,13 @@ def _fit(
         f"{length:,} tokens, {max(used) / 2**20:.1f} of {config.memory.channel_mib} MiB a channel,"
         f" {program.instruction_bytes:,} instruction bytes"
     )
-    if length < (max_length or facts.max_length):
-        text += f"; the model's {facts.max_length:,} tokens do not fit its memory"
+    if length < (max_length or shapes.facts.max_length):
+        text += f"; the model's {shapes.facts.max_length:,} tokens do not fit its memory"
     return program, Finding(f"board {config.name}", True, text)
 
 
 def _changes(
-    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
+    shapes: _Shapes, options: QuantOptions, config: HwConfig, max_length: int | None
 ) -> Iterator[str]:
     """What would make a model fit, by trying."""
     for label, other in (
@@ -202,30 +213,30 @@ def _changes(
         ("--weights w2g128", dataclasses.replace(options, weights="w2g128")),
         ("--weights w2g128 --kv 4", dataclasses.replace(options, weights="w2g128", kv=4)),
     ):
-        length = _length(facts, other, config, None)
+        length = _length(shapes, other, config, None)
         if length:
             yield f"{label} serves {length:,} tokens on this board"
     for name in preset_names():
-        length = _length(facts, options, load_config(name), max_length)
+        length = _length(shapes, options, load_config(name), max_length)
         if length:
             yield f"--board {name} serves {length:,} tokens"
 
 
 def _length(
-    facts: ModelConfig, options: QuantOptions, config: HwConfig, max_length: int | None
+    shapes: _Shapes, options: QuantOptions, config: HwConfig, max_length: int | None
 ) -> int:
     try:
-        return _compiled(facts, options, config, max_length).model.max_length
+        return shapes.compiled(options, config, max_length).model.max_length
     except InputError:
         return 0
 
 
 def _sparsity(
-    facts: ModelConfig, options: QuantOptions, config: HwConfig, program: Program
+    shapes: _Shapes, options: QuantOptions, config: HwConfig, program: Program
 ) -> Finding:
     """Whether the mask's bits cost more than the weights that it drops."""
-    dense = _compiled(
-        facts, dataclasses.replace(options, sparsity="none"), config, program.model.max_length
+    dense = shapes.compiled(
+        dataclasses.replace(options, sparsity="none"), config, program.model.max_length
     ).report["matrix_bytes"]
     ratio = dense / program.report["matrix_bytes"]
     text = f"{ratio:.2f} times fewer weight bytes than dense"

@@ -92,7 +92,7 @@ def build(
     progress: Progress | None = None,
 ) -> Compilation:
     """`compile`, giving also the checkpoint, the tokeniser, the quantised model and the times."""
-    from flightllm.compiler.build import build_program, build_shape_program
+    from flightllm.compiler.build import build_before, build_program, build_shape_program
     from flightllm.compiler.scheme import QuantOptions
     from flightllm.models.checkpoint import open_checkpoint
 
@@ -110,13 +110,13 @@ def build(
     tokenizer = tokenizer_of(checkpoint)
     facts, shape_only = checkpoint.config, checkpoint.shape_only
     clock.note("open")
-    program, quantised, store = None, None, None
-    if shape_only or options.scheme(bool(checkpoint.code_readers)) is not None:
-        # With weights this is for its errors: what does not fit must not be quantised first.
-        dumped = texts if shape_only else None
-        program = build_shape_program(facts, options, config, max_length, dumped)
-        clock.note("build")
-    if program is None or not shape_only:
+    quantised, store = None, None
+    if shape_only:
+        program = build_shape_program(facts, options, config, max_length, texts)
+    else:  # for its errors: what does not fit must not be quantised first
+        program = build_before(checkpoint, options, config, max_length)
+    clock.note("build")
+    if not shape_only:
         store = _store(checkpoint, options, folder)
         quantised = _quantised(checkpoint, options, texts, progress, store)
         clock.note("quantise")

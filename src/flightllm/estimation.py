@@ -134,15 +134,12 @@ class Estimator:
     def __init__(self, model: str | Path, board: Board, **options: Any) -> None:
         from flightllm.compiler.build import build_shape
         from flightllm.compiler.scheme import QuantOptions
-        from flightllm.compiler.shape_only import shape_only
+        from flightllm.compiler.shape_before import shape_before
         from flightllm.models.checkpoint import open_checkpoint
 
         self.config = as_config(board)
-        facts = open_checkpoint(model).config
-        chosen = {**options}
-        chosen["weights"] = chosen.get("weights") or "w4g128"
-        self.options: QuantOptions = QuantOptions(**chosen)
-        self.shape: ModelShape = shape_only(facts, self.options)
+        self.options: QuantOptions = QuantOptions(**options)
+        self.shape: ModelShape = shape_before(open_checkpoint(model), self.options)
         self._build = build_shape
         self.program: Program = build_shape(self.shape, self.config)
 

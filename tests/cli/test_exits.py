@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flightllm import __version__
-from flightllm.cli.exits import EXTRAS, explain
+from flightllm.cli.exits import EXTRAS, explain, guarded
 from flightllm.spec.errors import InputError, MissingToolError, VerifyError
 
 COMMAND = (sys.executable, "-m", "flightllm")
@@ -65,6 +65,27 @@ def test_interrupt_is_quiet(program: Path) -> None:
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert out == "" and "Traceback" not in err
+
+
+def test_interrupt_that_a_library_reports_as_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """safetensors turns the KeyboardInterrupt that is raised inside it into a ValueError."""
+
+    def app(interrupt: bool, **options: object) -> None:
+        try:
+            if interrupt:
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        raise ValueError("no shape")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        codes = [guarded(lambda x=x, **o: app(x), None) for x in (True, False)]  # type: ignore[arg-type, misc]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert codes == [130, 1]
+    assert capsys.readouterr().err.count("ValueError") == 1
 
 
 def test_closed_pipe_is_quiet() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from flightllm.compiler.build import build_program
 from flightllm.compiler.quantise import Quantised, quantise
 from flightllm.compiler.scheme import QuantOptions
+from flightllm.compiler.shape import shape_of
+from flightllm.compiler.shape_before import shape_before
 from flightllm.models.checkpoint import Checkpoint, open_checkpoint
 from flightllm.models.integer import IntegerModel
 from flightllm.runtime.session import Session
@@ -22,10 +24,16 @@ _LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def quantised_as_is(source: Path | Checkpoint, **options: Any) -> tuple[Checkpoint, Quantised]:
-    """A checkpoint and what it becomes without calibration and without K smoothing."""
+    """A checkpoint and what it becomes without calibration and without K smoothing.
+
+    Its formats must be those that were told before its codes were read.
+    """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    chosen = {"calibrate": "none", "smooth_k": False, **options}
-    return checkpoint, quantise(checkpoint, QuantOptions(**chosen))
+    chosen = QuantOptions(**{"calibrate": "none", "smooth_k": False, **options})
+    made = quantise(checkpoint, chosen)
+    told = shape_before(checkpoint, chosen)
+    assert told == shape_of(made.model, told.name)
+    return checkpoint, made
 
 
 def same_bits(made: Quantised, board: str = "tiny") -> None:

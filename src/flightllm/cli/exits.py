@@ -5,9 +5,12 @@ What goes wrong is said in one sentence on standard error; `--debug` shows the t
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 
 import typer
 
@@ -49,8 +52,38 @@ def explain(error: BaseException) -> tuple[int, str]:
     return 1, f"a defect of this toolkit: {kind}: {error} (run again with --debug and report it)"
 
 
+class _Interrupts:
+    """Remembers that Ctrl-C came: a library that is interrupted may report an error of its own."""
+
+    def __init__(self) -> None:
+        self.came, self._before = False, signal.getsignal(signal.SIGINT)
+
+    def __enter__(self) -> _Interrupts:
+        if self._usual():
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._usual():
+            signal.signal(signal.SIGINT, self._before)
+
+    def _usual(self) -> bool:
+        """Whether Ctrl-C raises, and here: signals may be set in the main thread only."""
+        main = threading.current_thread() is threading.main_thread()
+        return main and self._before is signal.default_int_handler
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
 def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     """Run `app` and turn whatever ends it into an exit code and at most one sentence."""
+    with _Interrupts() as interrupts:
+        return _guarded(app, arguments, interrupts)
+
+
+def _guarded(app: typer.Typer, arguments: Sequence[str] | None, interrupts: _Interrupts) -> int:
     options = {"debug": False}
     try:
         code = app(
@@ -67,7 +100,7 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if options["debug"]:
             traceback.print_exc()
-        code, sentence = explain(error)
+        code, sentence = explain(KeyboardInterrupt() if interrupts.came else error)
         if sentence:
             one_line = " ".join(sentence.split())
             print(f"flightllm: {one_line}", file=sys.stderr)
