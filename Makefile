@@ -1,4 +1,4 @@
-# make setup | demo | test | check | test-slow | test-rtl | bench | wheel-test | generate | accuracy | status | clean
+# make setup | demo | test | check | test-slow | test-rtl | bench | wheel-test | generate | accuracy | scale | status | clean
 # PYTHON=... picks the interpreter, VENV=... the folder of the virtual environment.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,7 +14,7 @@ WORKERS ?= 2
 # Two test processes share two cores: one thread each in the numeric libraries.
 test test-slow test-rtl: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check generated generate accuracy performance calibrate status test-slow test-rtl bench wheel-test clean
+.PHONY: setup demo test check generated generate accuracy scale performance calibrate status test-slow test-rtl bench wheel-test clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -52,6 +52,10 @@ generate: setup
 # docs/accuracy.md: calibrates and scores every row, which takes long.
 accuracy: setup
 	$(PY) tools/accuracy.py
+
+# docs/scale.md: writes and compiles checkpoints of 7B parameters, which takes long and 30 GB of disk.
+scale: setup
+	$(PY) tools/scale.py --clean
 
 # docs/performance.md and its charts: estimates every row, which takes minutes.
 performance: setup

@@ -10,7 +10,7 @@ from hf_models import save_hf
 from packed_checkpoint import quantise_folder
 from random_checkpoint import random_checkpoint
 
-from flightllm import api
+from flightllm import api, compilation
 from flightllm.compiler.quantise import Quantised, quantise
 from flightllm.compiler.scheme import QuantOptions
 from flightllm.compiler.store import LayerStore, run_digest
@@ -118,7 +118,7 @@ def test_programs_are_the_same(
 ) -> None:
     """Written piece by piece from stored layers, or at once from memory."""
     plain = api.compile(folder, weights="w4g32", calibrate="none", out=tmp_path / "plain")
-    monkeypatch.setattr(api, "LARGE", 1)
+    monkeypatch.setattr(compilation, "LARGE", 1)
     seen: list[tuple[str, int, int]] = []
     stored = api.compile(
         folder, weights="w4g32", calibrate="none", out=tmp_path / "stored",
