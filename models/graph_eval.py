@@ -15,6 +15,8 @@ from flightllm.spec.errors import FlightError, InputError
 __all__ = ["Evaluation", "needed", "run_node"]
 
 Array = NDArray[Any]
+BUDGET = 512 << 20
+"""Bytes that the values of an evaluation may take."""
 
 
 def run_node(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
@@ -60,11 +62,16 @@ class Evaluation:
     Parameters
     ----------
     given : values by name: inputs of the graph, or any others in place of what their nodes make.
+
+    Raises
+    ------
+    InputError : from `value`, when what is made takes `BUDGET` and 16 times the constants read.
     """
 
     def __init__(self, graph: Graph, given: Mapping[str, Array]) -> None:
         self.graph = graph
         self.values: dict[str, Array] = dict(given)
+        self._left = BUDGET
 
     def _known(self, name: str) -> Any:
         if not name:
@@ -73,6 +80,7 @@ class Evaluation:
             if name not in self.graph.constants:
                 raise InputError(f"{self.graph.path}: the input {name!r} has no value")
             self.values[name] = wide(self.graph.constants[name].load())
+            self._left += 16 * self.values[name].nbytes
         return self.values[name]
 
     def _run(self, node: Node) -> None:
@@ -84,7 +92,10 @@ class Evaluation:
         results = run_node(node, [self._known(name) for name in node.inputs])
         for name, result in zip(node.outputs, results):
             if name and name not in self.values and result is not None:
-                self.values[name] = wide(np.asarray(result))
+                self.values[name] = made = wide(np.asarray(result))
+                self._left -= made.nbytes if made.base is None else 0
+        if self._left < 0:
+            raise self.graph.fail(node, f"the values up to here take more than {BUDGET} bytes")
 
     def value(self, name: str) -> Array:
         """One value.

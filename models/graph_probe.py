@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from flightllm.models.graph_eval import Evaluation, needed
 from flightllm.models.graph_structure import Decoder, DecoderLayer
 from flightllm.models.graph_weights import Linear
+from flightllm.models.onnx_ops import limited
 from flightllm.models.op_graph import Graph, GraphInput, Node
 from flightllm.spec.errors import InputError
 
@@ -96,7 +97,8 @@ class Probe:
                     f"its input {list(given.shape)} is not {self.tokens} tokens of"
                     f" {linear.columns}",
                 )
-            made = self.generator.normal(0, self.size, (*given.shape[:-1], linear.rows))
+            shape = limited((*given.shape[:-1], linear.rows))
+            made = self.generator.normal(0, self.size, shape)
             values, product = self.evaluation.values, linear.node.outputs[0]
             if self._direct(linear):
                 values[name] = made.astype(np.float32)
@@ -145,7 +147,8 @@ def _fed(name: str, spec: GraphInput, tokens: int, vocab: int, graph: Graph) -> 
     if "mask" in lower and len(shape) == 2:
         return np.ones((1, tokens), spec.dtype)
     if len(shape) == 2 and np.issubdtype(spec.dtype, np.integer):
-        ids = np.random.default_rng(5).permutation(max(vocab, tokens))[:tokens] % vocab
+        # Descending, so that they are not taken for positions, and far apart.
+        ids = vocab - 1 - np.arange(tokens) * max(1, vocab // (tokens + 1)) % vocab
         return ids.astype(spec.dtype).reshape(1, tokens)
     raise InputError(
         f"{graph.path}: input {name!r} {list(shape)} of {spec.dtype} is not known: a decoder has"
@@ -183,7 +186,7 @@ def start(decoder: Decoder, size: float, seed: int, tokens: int | None = None) -
         decoder, Evaluation(graph, given), size, np.random.default_rng(seed), tokens, ids
     )  # fmt: skip
     for lookup in decoder.lookups:
-        shape = (*probe.evaluation.value(lookup.indices).shape, lookup.shape[1])
+        shape = limited((*probe.evaluation.value(lookup.indices).shape, lookup.shape[1]))
         made = probe.generator.normal(0, size, shape).astype(np.float32)
         if made.size not in (lookup.shape[1], tokens * lookup.shape[1]):
             raise graph.fail(lookup.node, f"gives {list(shape)}, not one row a token")

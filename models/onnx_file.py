@@ -92,10 +92,14 @@ class OnnxConstant:
 def _inside(folder: Path, location: str, where: str) -> Path:
     """A file of external data, which must lie in the model's folder."""
     path = folder / location
-    home = folder.resolve()
-    if not location or Path(location).is_absolute() or home not in path.resolve().parents:
+    try:
+        outside = not location or folder.resolve() not in path.resolve().parents
+        found = path.is_file()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: external data lies in no file of a possible name") from error
+    if outside:
         raise InputError(f"{where}: external data {location!r} lies outside the model's folder")
-    if not path.is_file():
+    if not found:
         raise InputError(f"{where}: the file {location!r} with its data is missing")
     return path
 
@@ -122,8 +126,9 @@ def open_onnx(path: Path) -> Graph:
     graph = model.graph
     if not graph.node or not graph.output:
         raise InputError(f"{path}: is no ONNX model: it has no nodes or no outputs")
-    if len(graph.node) > MAX_NODES:
-        raise InputError(f"{path}: {len(graph.node)} nodes are more than {MAX_NODES}")
+    for what, count in (("nodes", len(graph.node)), ("constants", len(graph.initializer))):
+        if count > MAX_NODES:
+            raise InputError(f"{path}: {count} {what} are more than {MAX_NODES}")
     if model.functions:
         raise InputError(
             f"{path}: has local functions ({model.functions[0].name!r}): inline them with"
@@ -163,8 +168,10 @@ def _node(index: int, node: Any, path: Path) -> Node:
 
 def _take_constant(node: Node, constants: dict[str, OnnxConstant], path: Path) -> bool:
     """Turn a Constant node that holds a tensor into a constant."""
+    from onnx import TensorProto
+
     value = node.attributes.get("value")
-    if node.op != "Constant" or value is None or len(node.outputs) != 1:
+    if node.op != "Constant" or not isinstance(value, TensorProto) or len(node.outputs) != 1:
         return False
     constants[node.outputs[0]] = OnnxConstant(value, path.parent, f"{path}: node {node.name!r}")
     return True

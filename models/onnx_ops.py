@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from flightllm.models.op_graph import Node
 from flightllm.spec.errors import InputError
 
-__all__ = ["LIMIT", "OPERATORS", "Operator", "limited"]
+__all__ = ["LIMIT", "OPERATORS", "Operator", "limited", "worked"]
 
 Array = NDArray[Any]
 Inputs = Sequence[Any]
 Operator = Callable[[Node, Inputs], "tuple[Any, ...]"]
-LIMIT = 1 << 26
+LIMIT = 1 << 25
 """Elements that an array of an evaluation may have."""
+WORK = {"f": 1 << 34}
+"""Products that one operator may sum up, by the kind of number; of others WHOLE_WORK."""
+WHOLE_WORK = 1 << 31
 
 
 def limited(shape: Sequence[int]) -> tuple[int, ...]:
@@ -37,6 +40,17 @@ def limited(shape: Sequence[int]) -> tuple[int, ...]:
     if any(extent < 0 for extent in made) or math.prod(made) > LIMIT:
         raise InputError(f"an array of shape {list(made)} is not within {LIMIT} elements")
     return made
+
+
+def worked(*extents: int, kind: str = "f") -> None:
+    """Refuse a product of matrices that would take too long.
+
+    Raises
+    ------
+    InputError : when the extents together are more than an evaluation may multiply.
+    """
+    if math.prod(extents) > WORK.get(kind, WHOLE_WORK):
+        raise InputError(f"a product over {list(extents)} is too large")
 
 
 def _shape_of(xs: Sequence[Array]) -> None:
@@ -122,6 +136,7 @@ def _matmul(node: Node, xs: Inputs) -> tuple[Any, ...]:
         columns = b.shape[-1:] if b.ndim > 1 else ()
         batch = np.broadcast_shapes(rows[:-1], b.shape[:-2])
         limited((*batch, *rows[-1:], *columns))
+        worked(*batch, *rows[-1:], *columns, a.shape[-1], kind=a.dtype.kind)
     return (np.matmul(a, b),)
 
 
@@ -130,6 +145,7 @@ def _gemm(node: Node, xs: Inputs) -> tuple[Any, ...]:
     a = xs[0].T if flags.get("transA", 0) else xs[0]
     b = xs[1].T if flags.get("transB", 0) else xs[1]
     limited((a.shape[0], b.shape[1]))
+    worked(*a.shape, b.shape[1], kind=a.dtype.kind)
     out = flags.get("alpha", 1.0) * (a @ b)
     if len(xs) > 2 and xs[2] is not None:
         out = out + flags.get("beta", 1.0) * xs[2]
@@ -366,10 +382,15 @@ def _einsum(node: Node, xs: Inputs) -> tuple[Any, ...]:
     equation = node.attributes["equation"].decode()
     extents: dict[str, int] = {}
     left, _, right = equation.replace(" ", "").partition("->")
-    for term, x in zip(left.split(","), xs):
-        if "." not in term:
-            extents |= dict(zip(term, x.shape))
-    limited([extents.get(letter, 1) for letter in right])
+    for place, (term, x) in enumerate(zip(left.split(","), xs)):
+        front, dots, back = term.partition("...")
+        rest = x.shape[len(front) : len(x.shape) - len(back)]
+        extents |= {**dict(zip(front, x.shape)), **dict(zip(back[::-1], x.shape[::-1]))}
+        if dots:
+            extents[f"...{place}"] = math.prod(rest)
+    free = [extent for name, extent in extents.items() if name in right or "." in name]
+    limited(free)
+    worked(*extents.values(), kind="i")  # numpy adds these up one by one
     return (np.asarray(np.einsum(equation, *xs)).astype(xs[0].dtype, copy=False),)
 
 

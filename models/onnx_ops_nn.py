@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flightllm.models.onnx_ops import OPERATORS, Inputs, Operator, limited
+from flightllm.models.onnx_ops import OPERATORS, Inputs, Operator, limited, worked
 from flightllm.models.op_graph import Node
 from flightllm.spec.errors import InputError
 
@@ -63,6 +63,8 @@ def _spread(node: Node, values: Array, shape: tuple[int, ...]) -> Array:
     axis = axis + len(shape) if axis < 0 else axis
     if not block:
         return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    if (values.shape[axis] - 1) * block >= shape[axis]:
+        raise InputError(f"blocks of {block} do not fit {list(values.shape)} and {list(shape)}")
     wide = np.repeat(values, block, axis=axis)
     return np.take(wide, range(shape[axis]), axis=axis)
 
@@ -273,7 +275,7 @@ def attend(
     """
     shared = q.shape[1] // k.shape[1]
     k, v = (np.repeat(x, shared, axis=1) for x in (k, v))
-    limited((q.shape[0], q.shape[1], q.shape[2], k.shape[2]))
+    worked(*limited((*q.shape[:3], k.shape[2])), q.shape[-1], kind=q.dtype.kind)
     root = np.sqrt(1 / np.sqrt(q.shape[-1]) if scale is None else scale).astype(q.dtype)
     scores = (q * root) @ (k * root).swapaxes(-1, -2)
     stages = [scores]

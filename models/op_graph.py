@@ -20,7 +20,7 @@ from flightllm.spec.errors import InputError
 __all__ = ["MAX_NODES", "Constant", "Graph", "GraphInput", "Node", "Value", "ordered"]
 
 Array = NDArray[Any]
-MAX_NODES = 1 << 20
+MAX_NODES = 1 << 17
 
 
 @dataclass(frozen=True)

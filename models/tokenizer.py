@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +145,8 @@ class _HfTokenizer(Tokenizer):
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer as Engine
 
-        path = folder / "tokenizer.json"
-        try:
-            self._engine = Engine.from_file(str(path))
-        except Exception as error:  # the package raises bare Exception
-            raise InputError(f"{path}: is not a tokenizer ({error})") from error
+        self._path = path = folder / "tokenizer.json"
+        self._engine: Any = self._guarded("is not a tokenizer", Engine.from_file, str(path))
         vocab = max(self._engine.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         rules, generation, model = (
             read_json(folder / name) if (folder / name).is_file() else {}
@@ -170,8 +167,22 @@ class _HfTokenizer(Tokenizer):
         )
         adds = rules.get("add_bos_token")
         if not isinstance(adds, bool):
-            adds = self._engine.encode("").ids[:1] == [bos]
+            adds = self._encoded("", add_special_tokens=True)[:1] == [bos]
         self._adds_bos = adds and bos is not None
+
+    def _guarded(self, what: str, call: Callable[..., Any], *given: Any, **how: Any) -> Any:
+        """A call of the package, which raises bare Exceptions and, from Rust, panics."""
+        try:
+            return call(*given, **how)
+        except BaseException as error:
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise InputError(f"{self._path}: {what} ({error})") from error
+            raise
+
+    def _encoded(self, text: str, **how: Any) -> list[int]:
+        made = self._guarded("fails on a text", self._engine.encode, text, **how)
+        ids: list[int] = made.ids
+        return ids
 
     def _single(
         self,
@@ -200,11 +211,12 @@ class _HfTokenizer(Tokenizer):
         return () if token is None else (token,)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        ids = self._encoded(text, add_special_tokens=False)
         return [self.bos, *ids] if bos and self._adds_bos and self.bos is not None else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._engine.decode(list(ids), skip_special_tokens=True)
+        how = {"skip_special_tokens": True}
+        text: str = self._guarded("fails on ids", self._engine.decode, list(ids), **how)
         return text
 
 

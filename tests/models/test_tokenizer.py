@@ -1,14 +1,15 @@
 """Tokenisers of Hugging Face folders: what stands around a text, streaming, chat, vocabulary."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+from tokenizer_files import SPECIAL, TEXT
+from tokenizer_files import write_tokenizer as write
 from tokenizers import Tokenizer as Engine
+from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from flightllm.models import zoo
@@ -16,41 +17,10 @@ from flightllm.models.config import ModelConfig, RopeConfig
 from flightllm.models.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from flightllm.spec.errors import InputError
 
-TEXT = "Once upon a time there was a café — ein Mädchen, 日本語, 😀 and more. " * 3
-SPECIAL = ["<s>", "</s>", "<|end|>"]
 CHAT = (
     "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>\n"
     "{% endfor %}{% if add_generation_prompt %}{{ bos_token }}assistant: {% endif %}"
 )
-
-
-def write(
-    folder: Path,
-    template: bool = False,
-    rules: dict[str, object] | None = None,
-    generation: dict[str, object] | None = None,
-    config: dict[str, object] | None = None,
-) -> Path:
-    """A byte-level tokenizer; `template` makes it put <s> in front of a text."""
-    folder.mkdir(exist_ok=True)
-    engine = Engine(models.BPE())
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    engine.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, show_progress=False, special_tokens=SPECIAL
-    )
-    engine.train_from_iterator([TEXT], trainer)
-    engine.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
-    if template:
-        single = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        engine.post_processor = single
-    engine.save(str(folder / "tokenizer.json"))
-    files = {"tokenizer_config": rules, "generation_config": generation, "config": config}
-    for name, data in files.items():
-        if data is not None:
-            (folder / f"{name}.json").write_text(json.dumps(data))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,236 +1,79 @@
-"""Damaged model files, made from good ones by a seed, and a guard around opening them.
+"""Opens damaged and malicious model files under guard: what came out, how long it took, how much.
 
-`FORMATS` names a maker for each format: a folder of a good model, and how one of its files is
-spoilt. `open_all` opens what a spoiler made; anything but success or an `InputError`, more than ten
-seconds or more than 2 GiB of new memory is a failure.
+`hostile_formats.FORMATS` names a maker for each format: a folder of a good model, and named ways to
+spoil a copy of it. `run_seeds` spoils and opens; anything but success or an `InputError`, more than
+ten seconds or more than 2 GiB of new memory is a failure.
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 import signal
-import struct
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from gguf_files import write_gguf
-from hf_models import hf_model, save_hf
-from onnx_export import export_onnx
-from packed_checkpoint import quantise_folder
-from random_checkpoint import random_checkpoint
-from safetensors.torch import load_file
 
 from flightllm.models.checkpoint import open_checkpoint
 from flightllm.spec.errors import InputError, MissingToolError
 
-__all__ = ["FORMATS", "Format", "guard", "run_seeds", "spoil_bytes"]
+__all__ = ["Format", "Outcome", "Spoiler", "guard", "open_model", "run_seeds"]
 
-Random = np.random.Generator
 SECONDS, BYTES = 10, 2 << 30
-EXTREMES = (0, 1, -1, 127, 255, 256, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**62, 2**63 - 1, 10**9)
-WORDS = (None, True, [], {}, "", "llama", 0, -1, 1, 3, 1e9, 1e308, -0.5, 10**9, 2**63, [-1], [[[]]])
+Spoiler = Callable[[Path, np.random.Generator], None]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A good model in `folder`, the path to open, and what spoils a copy of it."""
+    """A good model in `folder`, the path to open in a copy, and what spoils the copy, by name."""
 
     folder: Path
     opened: str
-    spoil: Callable[[Path, Random], None]
+    spoilers: Mapping[str, Spoiler]
+    open: Callable[[Path], None]
 
 
-def spoil_bytes(data: bytes, random: Random, head: int = 4096) -> bytes:
-    """A few bytes changed, overwritten by extreme numbers, cut, doubled or dropped."""
-    out = bytearray(data)
-    for _ in range(int(random.integers(1, 6))):
-        if not out:
-            break
-        limit = min(len(out), head) if random.random() < 0.8 else len(out)
-        at, kind = int(random.integers(limit)), int(random.integers(7))
-        if kind == 0:
-            out[at] ^= 1 << int(random.integers(8))
-        elif kind == 1:
-            out[at] = int(random.integers(256))
-        elif kind == 2:
-            value = int(random.choice(np.array(EXTREMES, dtype=object)))
-            size = int(random.choice([1, 2, 4, 8]))
-            raw = (value & ((1 << (8 * size)) - 1)).to_bytes(size, "little")
-            out[at : at + size] = raw[: max(0, len(out) - at)]
-        elif kind == 3:
-            del out[at:]
-        elif kind == 4:
-            del out[at : at + int(random.integers(1, 64))]
-        elif kind == 5:
-            out[at:at] = out[at : at + int(random.integers(1, 64))]
-        else:
-            out[at:at] = random.integers(0, 256, int(random.integers(1, 32)), np.uint8).tobytes()
-    return bytes(out)
+@dataclass
+class Outcome:
+    """What opening did: by spoiler (refused, opened), the slowest, and the most memory."""
+
+    name: str
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    slowest: tuple[float, int, str] = (0.0, -1, "")
+    peak: int = 0
+
+    @property
+    def refused(self) -> int:
+        """Inputs that ended in one sentence."""
+        return sum(refused for refused, _ in self.counts.values())
+
+    @property
+    def opened(self) -> int:
+        """Inputs that opened all the same."""
+        return sum(opened for _, opened in self.counts.values())
+
+    def line(self) -> str:
+        """A row of the table in docs/importing.md."""
+        seconds, seed, how = self.slowest
+        return (
+            f"| {self.name} | {len(self.counts)} | {self.refused:,} | {self.opened:,} |"
+            f" {seconds:.2f} s ({how}, seed {seed}) | {self.peak / 2**20:.0f} MiB |"
+        )
 
 
-def _spoil_json(value: Any, random: Random, depth: int = 0) -> Any:
-    """One place of a JSON value replaced by something odd."""
-    if isinstance(value, dict) and value and (depth == 0 or random.random() < 0.8):
-        key = list(value)[int(random.integers(len(value)))]
-        if random.random() < 0.1:
-            return {k: v for k, v in value.items() if k != key}
-        return {**value, key: _spoil_json(value[key], random, depth + 1)}
-    if isinstance(value, list) and value and random.random() < 0.6:
-        index = int(random.integers(len(value)))
-        return [*value[:index], _spoil_json(value[index], random, depth + 1), *value[index + 1 :]]
-    return WORDS[int(random.integers(len(WORDS)))]
-
-
-def _file(name: str, head: int = 4096) -> Callable[[Path, Random], None]:
-    def spoil(folder: Path, random: Random) -> None:
-        path = folder / name
-        path.write_bytes(spoil_bytes(path.read_bytes(), random, head))
-
-    return spoil
-
-
-def _config(folder: Path, random: Random) -> None:
-    path = folder / "config.json"
-    data = json.loads(path.read_text())
-    for _ in range(int(random.integers(1, 4))):
-        data = _spoil_json(data, random)
-    path.write_text(json.dumps(data))
-
-
-def _header(folder: Path, random: Random) -> None:
-    """The safetensors header: shapes, types and offsets of any size."""
-    path = folder / "model.safetensors"
-    raw = path.read_bytes()
-    (size,) = struct.unpack_from("<Q", raw)
-    header = json.loads(raw[8 : 8 + size])
-    for _ in range(int(random.integers(1, 4))):
-        header = _spoil_json(header, random)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
-
-
-def _any_of(*spoilers: Callable[[Path, Random], None]) -> Callable[[Path, Random], None]:
-    def spoil(folder: Path, random: Random) -> None:
-        spoilers[int(random.integers(len(spoilers)))](folder, random)
-
-    return spoil
-
-
-class _Payload:
-    """Pickled, this would run a command when it is loaded."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return exec, ("open('/tmp/flightllm-hostile-ran', 'w').close()",)
-
-
-def _pickled(folder: Path, random: Random) -> None:
-    """A PyTorch file with something that loading would execute."""
-    path = folder / "pytorch_model.bin"
-    data: dict[str, Any] = torch.load(path, weights_only=True)
-    name = list(data)[int(random.integers(len(data)))]
-    choices: list[Any] = [_Payload(), torch.nn.Linear, [_Payload()], {"x": _Payload()}, 3, "text"]
-    data[name] = choices[int(random.integers(len(choices)))]
-    torch.save(data, path, _use_new_zipfile_serialization=bool(random.integers(2)))
-
-
-def _gguf(folder: Path) -> Format:
-    write_gguf(folder / "m.gguf", random_checkpoint("llama"), "F16")
-    return Format(folder, "m.gguf", _file("m.gguf"))
-
-
-def _safetensors(folder: Path) -> Format:
-    save_hf("llama", folder)
-    return Format(
-        folder, ".", _any_of(_file("model.safetensors", 8000), _header, _config)
-    )  # fmt: skip
-
-
-def _pytorch(folder: Path) -> Format:
-    save_hf("llama", folder)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    return Format(folder, ".", _any_of(_file("pytorch_model.bin", 1 << 20), _pickled))
-
-
-def _packed(method: str) -> Callable[[Path], Format]:
-    def make(folder: Path) -> Format:
-        save_hf("llama", folder, num_hidden_layers=1)
-        quantise_folder(folder, method)
-        return Format(
-            folder, ".", _any_of(_file("model.safetensors", 8000), _header, _config)
-        )  # fmt: skip
-
-    return make
-
-
-def _llama2c(folder: Path) -> Format:
-    sizes = (32, 48, 1, 4, 2, 40, 16)
-    floats = 40 * 32 + 3 * 32 + 32 * 32 * 2 + 2 * 16 * 32 + 3 * 48 * 32 + 16 * 8
-    data = np.random.default_rng(0).normal(0, 0.1, floats).astype("<f4")
-    data[-128:] = 0
-    (folder / "m.bin").write_bytes(struct.pack("<7i", *sizes) + data.tobytes())
-    return Format(folder, "m.bin", _file("m.bin", 64))
-
-
-def _onnx(folder: Path) -> Format:
-    export_onnx(hf_model("llama", num_hidden_layers=1), folder / "m.onnx")
-    return Format(folder, "m.onnx", _any_of(_file("m.onnx", 1 << 20), _graph, _graph))
-
-
-def _graph(folder: Path, random: Random) -> None:
-    """An ONNX graph with circles, other operators, wild shapes, types, attributes and places."""
-    import onnx
-
-    path = folder / "m.onnx"
-    graph = (model := onnx.load(path)).graph
-    for _ in range(int(random.integers(1, 5))):
-        node = graph.node[int(random.integers(len(graph.node)))]
-        other = graph.node[int(random.integers(len(graph.node)))]
-        tensor = graph.initializer[int(random.integers(len(graph.initializer)))]
-        extreme = int(random.choice(np.array(EXTREMES, dtype=object)))
-        extreme = min(max(extreme, -(2**63)), 2**63 - 1)
-        kind = int(random.integers(9))
-        if kind == 0 and node.input:
-            node.input[int(random.integers(len(node.input)))] = other.output[0]
-        elif kind == 1:
-            node.op_type = other.op_type
-        elif kind == 2 and tensor.dims:
-            tensor.dims[int(random.integers(len(tensor.dims)))] = extreme
-        elif kind == 3:
-            tensor.data_type = int(random.integers(0, 30))
-        elif kind == 4 and node.attribute:
-            node.attribute[0].i = extreme
-        elif kind == 5:
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", "m.onnx"), ("offset", str(extreme))):
-                entry = tensor.external_data.add()
-                entry.key, entry.value = key, value
-        elif kind == 6:
-            del node.input[:]
-        elif kind == 7 and tensor.raw_data and len(tensor.raw_data) <= 64:
-            tensor.raw_data = np.array([extreme] * (len(tensor.raw_data) // 8), np.int64).tobytes()
-        else:
-            node.output[0] = other.output[0]
-    path.write_bytes(model.SerializeToString())
-
-
-FORMATS: dict[str, Callable[[Path], Format]] = {
-    "safetensors": _safetensors,
-    "pytorch": _pytorch,
-    "gptq": _packed("gptq"),
-    "awq": _packed("awq"),
-    "compressed-tensors": _packed("compressed-tensors"),
-    "gguf": _gguf,
-    "onnx": _onnx,
-    "llama2c": _llama2c,
-}
+def open_model(path: Path) -> None:
+    """Open a model and read every tensor of it, its codes and its tokeniser."""
+    checkpoint = open_checkpoint(path)
+    for name in checkpoint.names:
+        checkpoint.tensor(name)
+        checkpoint.codes(name)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer()
 
 
 @contextmanager
@@ -246,19 +89,20 @@ def guard() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def _resident(which: str) -> int:
+    """Resident memory now ("VmRSS") or at most since the last reset ("VmHWM"), bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(which))
+
+
 def _late(number: int, frame: Any) -> None:
     raise TimeoutError(f"more than {SECONDS} s")
 
 
-def _opened(path: Path) -> bool:
-    """Open a model and read it whole; False when it is refused in one sentence."""
+def _good(form: Format, path: Path) -> bool:
+    """Whether a model opened; False when it was refused in one sentence."""
     try:
-        checkpoint = open_checkpoint(path)
-        for name in checkpoint.names:
-            checkpoint.tensor(name)
-            checkpoint.codes(name)
-        if checkpoint.tokenizer is not None:
-            checkpoint.tokenizer()
+        form.open(path)
     except InputError as error:
         assert str(error).strip() and "Traceback" not in str(error)
         return False
@@ -267,31 +111,39 @@ def _opened(path: Path) -> bool:
     return True
 
 
-def run_seeds(form: Format, work: Path, seeds: range) -> tuple[int, int, float]:
-    """Spoil and open once for each seed: how many were refused, how many opened, slowest seconds.
+def _attempt(form: Format, work: Path, seed: int, outcome: Outcome) -> None:
+    """Spoil and open once."""
+    how = list(form.spoilers)[seed % len(form.spoilers)]
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(form.folder, work)
+    form.spoilers[how](work, np.random.default_rng(seed))
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # begins VmHWM anew
+    begun = time.perf_counter()
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        good = _good(form, work / form.opened)
+    except BaseException as error:
+        raise AssertionError(f"{how}, seed {seed}: {type(error).__name__}: {error}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    taken = time.perf_counter() - begun
+    assert taken < SECONDS, f"{how}, seed {seed}: {taken:.1f} s"
+    outcome.counts.setdefault(how, [0, 0])[good] += 1
+    outcome.slowest = max(outcome.slowest, (taken, seed, how))
+    outcome.peak = max(outcome.peak, _resident("VmHWM") - before)
+
+
+def run_seeds(name: str, form: Format, work: Path, seeds: range) -> Outcome:
+    """Spoil and open once for each seed, the format's spoilers in turn.
 
     Raises
     ------
-    AssertionError : naming the seed, when anything but an `InputError` came out.
+    AssertionError : naming spoiler and seed, when anything but an `InputError` came out.
     """
-    import time
-
-    refused = accepted = 0
-    slowest = 0.0
+    outcome = Outcome(name)
     signal.signal(signal.SIGALRM, _late)
     with guard():
         for seed in seeds:
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(form.folder, work)
-            form.spoil(work, np.random.default_rng(seed))
-            begun = time.perf_counter()
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            try:
-                good = _opened(work / form.opened)
-            except BaseException as error:
-                raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            slowest = max(slowest, time.perf_counter() - begun)
-            accepted, refused = accepted + good, refused + (not good)
-    return refused, accepted, slowest
+            _attempt(form, work, seed, outcome)
+    return outcome
