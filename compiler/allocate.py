@@ -152,9 +152,9 @@ def _memory(shape: ModelShape, part: CoreTile, config: HwConfig, length: int) ->
         row = _spread_bytes(shape.head_dim, channels, 4)
         segment("rope", row * length, False, row)
     blocks = -(-length // BLOCK)
-    keys = -(-blocks // channels) * chunk_bytes(key_format(shape.head_dim, shape.kv_bits))
+    keys = -(-blocks // channels) * chunk_bytes(key_format(shape.head_dim, shape.key_bits))
     share = max(b - a for a, b in row_shares(shape.head_dim, channels))
-    values = blocks * block_bytes(value_format(shape.kv_bits), share)
+    values = blocks * block_bytes(value_format(shape.value_bits), share)
     stride = part.kv.size * (keys + values)
     segment("kv", stride * len(shape.layers), True)
     for name, count, rows in (

@@ -21,11 +21,11 @@ class AttentionBuilder(Builder):
 
     @property
     def key_fmt(self) -> MatrixFormat:
-        return key_format(self.shape.head_dim, self.shape.kv_bits)
+        return key_format(self.shape.head_dim, self.shape.key_bits)
 
     @property
     def value_fmt(self) -> MatrixFormat:
-        return value_format(self.shape.kv_bits)
+        return value_format(self.shape.value_bits)
 
     def do_head_quant(self, node: Node) -> None:
         shape, which = self.shape, str(node.attrs["of"])
@@ -34,8 +34,9 @@ class AttentionBuilder(Builder):
         alpha = 1 / (127 * math.sqrt(size))
         flags = ["rope"] if node.attrs["rope"] else []
         if which != "q":
-            alpha = 1 / 127 if shape.kv_bits == 8 else 1 / 7
-            flags += ["half"] if shape.kv_bits == 8 else ["half", "nibble"]
+            wide = (shape.key_bits if which == "k" else shape.value_bits) == 8
+            alpha = 1 / 127 if wide else 1 / 7
+            flags += ["half"] if wide else ["half", "nibble"]
         if not heads:
             return
         pad = size if which == "v" else width

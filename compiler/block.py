@@ -68,7 +68,7 @@ class Block:
     Members
     -------
     quantised : whether vectors are quantised where the device does it.
-    key_bits, value_bits : of the KV cache, 8 or 4 each (a device has one width for both).
+    key_bits, value_bits : of the KV cache, 8 or 4 each.
     cos, sin : float32 [length, head_dim // 2], or None without RoPE.
     kept : bool [heads, length, length], which keys block-sparse attention keeps for each query, or
         None: all.
@@ -83,12 +83,15 @@ class Block:
     kept: Tensor | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig, length: int, kv_bits: int, quantised: bool) -> Block:
-        """A block for sequences of up to `length` tokens."""
+    def of(
+        cls, config: ModelConfig, length: int, kv_bits: int | tuple[int, int], quantised: bool
+    ) -> Block:
+        """A block for sequences of up to `length` tokens; `kv_bits` of both or of K and V."""
+        bits = (kv_bits, kv_bits) if isinstance(kv_bits, int) else kv_bits
         if config.rope is None:
-            return cls(config, quantised, kv_bits, kv_bits, None, None)
+            return cls(config, quantised, *bits, None, None)
         cos, sin = (torch.from_numpy(table) for table in rope_tables(config, length))
-        return cls(config, quantised, kv_bits, kv_bits, cos, sin)
+        return cls(config, quantised, *bits, cos, sin)
 
     def vector(self, x: Tensor) -> Tensor:
         """A linear's input as it is, or quantised per token."""

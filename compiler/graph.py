@@ -98,10 +98,11 @@ def build_graph(shape: ModelShape) -> Graph:
         if s.rope and name != "v":
             node(f"{name}r", "rope", value, dims)
             value = f"{name}r"
-        bits = 8 if name == "q" else s.kv_bits
+        bits = {"q": 8, "k": s.key_bits, "v": s.value_bits}[name]
         node(f"{name}q", "quantise_heads", value, dims, f"i{bits}", of=name)
         if name == "v":
-            node("cache", "append", "kq vq", ("S", s.kv_heads, s.head_dim), f"i{s.kv_bits}")
+            stored = "/".join(f"i{bits}" for bits in dict.fromkeys((s.key_bits, s.value_bits)))
+            node("cache", "append", "kq vq", ("S", s.kv_heads, s.head_dim), stored)
     node("s", "scores", "qq cache", ("T", s.heads, "S"))
     node("p", "softmax", "s cache", ("T", s.heads, "S"), "i8", window=s.window)
     node("a", "values", "p cache", ("T", s.heads * s.head_dim))

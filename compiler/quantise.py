@@ -162,7 +162,7 @@ class _Build:
         else:
             found = calibrate.from_file(checkpoint, options.calibrate, sequences, length)
         self.report.calibration = found.source
-        self.streams = Streams(self.config, self.ends, found, options.kv)
+        self.streams = Streams(self.config, self.ends, found, options.kv_bits)
         self.ladder = Ladder(self.streams)
         balanced = self.scheme is not None and options.scaling == "balance"
         if balanced and fisher.affordable(self.config, fisher.SEQUENCES * length):
@@ -326,7 +326,8 @@ class _Build:
             self._through(self.streams, layer, run)
         if self.ladder is not None:
             del eased[""]
-            plain = ("vectors",) if self.options.kv == 8 else ("vectors", "values", "keys")
+            key, value = self.options.kv_bits
+            plain = ["vectors", *["values"] * (value == 4), *["keys"] * (key == 4)]
             steps = {FLOAT: original, **dict.fromkeys(plain, original), **eased}
             if self.pruned:
                 steps["prune"] = layer.with_weights(self.pruned, {})
@@ -466,7 +467,8 @@ class _Build:
             max_length=self.length,
             norm_eps=config.norm_eps,
             activation="gelu" if config.activation == "gelu_erf" else config.activation,
-            kv_bits=self.options.kv,
+            key_bits=self.options.kv_bits[0],
+            value_bits=self.options.kv_bits[1],
             window=config.window,
             embed=ends.embed.half().numpy(),
             positions=None if positions is None else positions.half().numpy(),

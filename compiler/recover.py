@@ -144,7 +144,7 @@ class _Student:
 
     def __init__(self, model: QuantModel, config: ModelConfig, length: int) -> None:
         self.model = model
-        self.block = Block.of(config, length, model.kv_bits, quantised=True)
+        self.block = Block.of(config, length, (model.key_bits, model.value_bits), quantised=True)
         self.linears = {name: _Linear(part) for name, part in _linears(model)}
         gains = {"final_norm": model.final_norm}
         for index, layer in enumerate(model.layers):

@@ -17,6 +17,7 @@ __all__ = ["AS_IS", "DEFAULT_WEIGHTS", "QuantOptions", "Scheme", "group_for", "p
 AS_IS = "as-is"
 DEFAULT_WEIGHTS = "w4g128"
 _SPARSITY = {"none": 16, "2:16": 2, "4:16": 4, "8:16": 8}
+_CACHES = {"8": (8, 8), "4": (4, 4), "8/4": (8, 4), "4/8": (4, 8)}
 _CHOICES = {
     "sparsity": tuple(_SPARSITY),
     "pruning": ("sparsegpt", "wanda", "magnitude"),
@@ -82,7 +83,7 @@ class QuantOptions:
     ----------
     weights : a scheme ("w8g32", "w3.5g128"), "as-is" for the checkpoint's own codes, or None:
         as-is where the checkpoint is quantised, else w4g128.
-    kv : bits of a KV cache entry, 8 or 4.
+    kv : bits of a KV cache entry, 8 or 4, or "8/4": K in 8 bits, V in 4 ("4/8" the other way).
     head_bits : bits of the last projection, 2 to 8.
     sparsity : "none", "2:16", "4:16" or "8:16": kept weights in every 16 of the layers' matrices.
     calibrate : "auto" (text sampled from the model), "none", or a file of text.
@@ -104,7 +105,7 @@ class QuantOptions:
     """
 
     weights: str | None = None
-    kv: int = 8
+    kv: int | str = 8
     head_bits: int = 8
     sparsity: str = "none"
     calibrate: str = "auto"
@@ -122,8 +123,8 @@ class QuantOptions:
     def __post_init__(self) -> None:
         if self.weights not in (None, AS_IS):
             parse_scheme(str(self.weights))
-        if self.kv not in (8, 4):
-            raise InputError(f"kv: {self.kv} bits is not 8 or 4")
+        if str(self.kv) not in _CACHES:
+            raise InputError(f"kv: {self.kv} bits is not one of {', '.join(_CACHES)}")
         if self.head_bits not in WIDTHS:
             raise InputError(f"head bits: {self.head_bits} is not {WIDTHS[0]} to {WIDTHS[-1]}")
         for name, choices in _CHOICES.items():
@@ -142,6 +143,11 @@ class QuantOptions:
             raise InputError(f"recover steps: {self.recover_steps} is not a positive number")
         if self.recover_state is not None and not Path(self.recover_state).parent.is_dir():
             raise InputError(f"recover state: {self.recover_state} is in no folder that exists")
+
+    @property
+    def kv_bits(self) -> tuple[int, int]:
+        """Bits of K and of V in the cache."""
+        return _CACHES[str(self.kv)]
 
     @property
     def kept(self) -> int:

@@ -42,7 +42,8 @@ class ModelShape:
     max_length: int
     norm_eps: float
     activation: str
-    kv_bits: int
+    key_bits: int
+    value_bits: int
     window: int | None
     rope: bool
     positions: bool
@@ -101,7 +102,8 @@ def shape_of(model: QuantModel, name: str) -> ModelShape:
         biases.add("head")
     return ModelShape(
         name, model.dim, model.heads, model.kv_heads, model.head_dim, model.ffn_dim, model.vocab,
-        model.max_length, model.norm_eps, model.activation, model.kv_bits, model.window,
+        model.max_length, model.norm_eps, model.activation, model.key_bits,
+        model.value_bits, model.window,
         model.cos is not None, model.positions is not None, frozenset(biases), layers,
         _plan(model.head),
     )  # fmt: skip

@@ -71,6 +71,7 @@ def shape_only(config: ModelConfig, options: QuantOptions) -> ModelShape:
     activation = {"gelu_erf": "gelu"}.get(config.activation, config.activation)
     return ModelShape(
         config.name, config.dim, config.heads, config.kv_heads, config.head_dim, config.ffn_dim,
-        config.vocab, config.max_length, config.norm_eps, activation, options.kv, config.window,
+        config.vocab, config.max_length, config.norm_eps, activation, *options.kv_bits,
+        config.window,
         config.rope is not None, config.learned_positions, _biases(config), layers, head,
     )  # fmt: skip

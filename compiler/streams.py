@@ -51,7 +51,8 @@ class Streams:
 
     Parameters
     ----------
-    config, ends : the folded model. calibration : its text. kv_bits : 8 or 4.
+    config, ends : the folded model. calibration : its text. kv_bits : 8 or 4, of
+        both or of K and V.
 
     Members
     -------
@@ -62,7 +63,8 @@ class Streams:
     """
 
     def __init__(
-        self, config: ModelConfig, ends: FoldedEnds, calibration: Calibration, kv_bits: int
+        self, config: ModelConfig, ends: FoldedEnds, calibration: Calibration,
+        kv_bits: int | tuple[int, int],
     ) -> None:
         ids = self.ids = calibration.ids
         self.exact, self.rounded = (

@@ -213,8 +213,8 @@ class IntegerModel:
         )
         q, k = self._rotate(q, cache.length), self._rotate(k, cache.length)
         look(f"layers.{i}.q_heads", q.flatten(1))
-        cache.put(0, i, *ops.head_quant(k, model.kv_bits))
-        cache.put(1, i, *ops.head_quant(v, model.kv_bits))
+        cache.put(0, i, *ops.head_quant(k, model.key_bits))
+        cache.put(1, i, *ops.head_quant(v, model.value_bits))
         levels, scales = ops.query_quant(q)
         attended = torch.cat(
             [

@@ -219,10 +219,10 @@ def query_quant(x: Tensor) -> tuple[Tensor, Tensor]:
     return levels, mul(largest, float(np.float32(1 / (127 * math.sqrt(x.shape[-1])))))
 
 
-def head_quant(x: Tensor, kv_bits: int) -> tuple[Tensor, Tensor]:
+def head_quant(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """K or V heads [..., head_dim] as the cache keeps them: int8 levels, fp16 scales [...]."""
-    levels, largest = quant(x, 127 if kv_bits == 8 else 7)
-    return levels, to_fp16(mul(largest, I127 if kv_bits == 8 else I7))
+    levels, largest = quant(x, 127 if bits == 8 else 7)
+    return levels, to_fp16(mul(largest, I127 if bits == 8 else I7))
 
 
 # --- linear operations ---

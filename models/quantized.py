@@ -60,7 +60,7 @@ class QuantModel:
         row p is added for position p; any offset of the checkpoint is already removed).
     cos, sin : float32 [max_length, head_dim // 2] or None (no RoPE). Attention factor included.
     activation : "silu" (gated: silu(gate) * up), "relu" or "gelu" (tanh form).
-    kv_bits : 8 or 4. window : sliding window in tokens, or None.
+    key_bits, value_bits : of the KV cache, 8 or 4 each. window : sliding window in tokens, or None.
     """
 
     dim: int
@@ -72,7 +72,8 @@ class QuantModel:
     max_length: int
     norm_eps: float
     activation: str
-    kv_bits: int
+    key_bits: int
+    value_bits: int
     window: int | None
     embed: NDArray[np.float16]
     positions: NDArray[np.float16] | None

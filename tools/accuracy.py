@@ -52,6 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "w4g32, 8:16 by magnitude, recovered": {
         "weights": "w4g32", "sparsity": "8:16", "calibrate": "none", "recover": "auto",
     },
+    "w8g32, K 8, V 4": {"weights": "w8g32", "kv": "8/4"},
     "w8g32, KV 4": {"weights": "w8g32", "kv": 4},
     "w8g32, KV 4, recovered": {"weights": "w8g32", "kv": 4, "recover": "auto"},
     "w3.5g32": {"weights": "w3.5g32"},

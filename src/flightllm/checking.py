@@ -178,7 +178,8 @@ class _Shapes:
         weights = dataclasses.replace(options, kv=8)
         if weights not in self._known:
             self._known[weights] = shape_before(self.checkpoint, weights)
-        shape = dataclasses.replace(self._known[weights], kv_bits=options.kv)
+        key, value = options.kv_bits
+        shape = dataclasses.replace(self._known[weights], key_bits=key, value_bits=value)
         return build_shape(shape, config, self.facts.bos, self.facts.eos, max_length)
 
 
@@ -208,6 +209,7 @@ def _changes(
 ) -> Iterator[str]:
     """What would make a model fit, by trying."""
     for label, other in (
+        ("--kv 8/4", dataclasses.replace(options, kv="8/4")),
         ("--kv 4", dataclasses.replace(options, kv=4)),
         ("--weights w3.5g128", dataclasses.replace(options, weights="w3.5g128")),
         ("--weights w2g128", dataclasses.replace(options, weights="w2g128")),

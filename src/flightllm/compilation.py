@@ -73,7 +73,7 @@ def build(
     board: Board = "tiny",
     *,
     weights: str | None = None,
-    kv: int = 8,
+    kv: int | str = 8,
     head_bits: int = 8,
     sparsity: str = "none",
     calibrate: str = "auto",
@@ -190,7 +190,8 @@ def compile(model: str | Path, board: Board = "tiny", **options: Any) -> Program
     board : a preset's name, a .toml file or a configuration.
     weights : scheme, such as "w4g128" or "w3.5g64"; "as-is" keeps a quantised checkpoint's codes.
         Left out: as-is for a quantised checkpoint, else w4g128.
-    kv : bits of a KV cache entry, 8 or 4. head_bits : bits of the last projection.
+    kv : bits of a KV cache entry, 8 or 4; "8/4" for K in 8 and V in 4.
+    head_bits : bits of the last projection.
     sparsity : "none", "2:16", "4:16" or "8:16".
     calibrate : "auto" (text sampled from the model itself), "none" or a file.
     rounding : "gptq" or "nearest". scaling : "balance", "awq", "smoothquant" or "none". pruning :

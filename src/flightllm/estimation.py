@@ -219,8 +219,8 @@ class Estimator:
         scales, one row of the embedding."""
         s = self.shape
         view = context if s.window is None else min(context, s.window)
-        entry = s.head_dim * s.kv_bits // 8 + 2
-        cache = 2 * len(s.layers) * s.kv_heads * entry * view
+        entry = s.head_dim * (s.key_bits + s.value_bits) // 8 + 4
+        cache = len(s.layers) * s.kv_heads * entry * view
         return int(self.program.report["matrix_bytes"]) + cache + 2 * s.dim
 
     def macs(self, tokens: int) -> int:
@@ -243,9 +243,10 @@ class Estimator:
             )
 
 
-def estimate(model: str | Path, board: Board = "tiny", *, weights: str | None = None, kv: int = 8,
-             head_bits: int = 8, sparsity: str = "none", context: int = 1024,
-             prefill: int | None = None, decode: int | None = None) -> Estimate:  # fmt: skip
+def estimate(model: str | Path, board: Board = "tiny", *, weights: str | None = None,
+             kv: int | str = 8, head_bits: int = 8, sparsity: str = "none",
+             context: int = 1024, prefill: int | None = None,
+             decode: int | None = None) -> Estimate:  # fmt: skip
     """Estimate a model on a board.
 
     Parameters

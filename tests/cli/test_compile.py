@@ -106,8 +106,8 @@ def test_foreign_folder_is_left_alone(refused, model: Path, tmp_path: Path) -> N
     [
         (("--weights", "w9g32"), "9 bits in 'w9g32' is not 2 to 8"),
         (("--weights", "int4"), "'int4' is not a scheme"),
-        (("--kv", "5"), "kv: 5 bits is not 8 or 4"),
-        (("--kv", "x"), "invalid value for '--kv'"),
+        (("--kv", "5"), "kv: 5 bits is not one of 8, 4, 8/4, 4/8"),
+        (("--kv", "x"), "kv: x bits is not one of"),
         (("--sparsity", "3:16"), "'3:16' is not one of"),
         (("--calibrate", "no-such-file"), "there is no file 'no-such-file'"),
         (("--lengths", "all"), "'all' is not one of adaptive, bucketed, unrolled"),

@@ -22,7 +22,8 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_executed_equals_quantised_to_the_last_digit(cli, model: Path, text: Path) -> None:
-    for options in ((), ("--weights", "w8g32", "--board", "tiny-2core"), ("--kv", "4")):
+    for options in ((), ("--weights", "w8g32", "--board", "tiny-2core"),
+                    ("--kv", "4"), ("--kv", "8/4")):  # fmt: skip
         done = cli("eval", model, "--text", text, "--calibrate", "none", *options, "--json")
         assert done.code == 0, done.err
         result = done.json

@@ -134,7 +134,7 @@ def test_options_reach_the_model(options: dict[str, Any], text: str) -> None:
             assert part.weight.group == (64 if scheme.group > 32 and part is layer.down else 32)
     head = made.model.head.weight
     assert head.bits == chosen.head_bits and head.kept == 16
-    assert made.model.kv_bits == chosen.kv
+    assert (made.model.key_bits, made.model.value_bits) == chosen.kv_bits
     assert made.model.max_length == (chosen.max_length or 64)
     assert np.isfinite(IntegerModel(made.model).forward([1, 5, 7])).all()
     assert made.report.code_bits == scheme.bits

@@ -49,6 +49,7 @@ def test_group_fits_the_layer(columns: int, group: int, expected: int) -> None:
     [
         ({"weights": "w4"}, "weights"),
         ({"kv": 5}, "kv: 5"),
+        ({"kv": "8/8"}, "kv: 8/8 bits is not one of 8, 4, 8/4, 4/8"),
         ({"head_bits": 9}, "head bits: 9"),
         ({"sparsity": "3:16"}, "3:16"),
         ({"calibrate": "no/such/file"}, "no/such/file"),

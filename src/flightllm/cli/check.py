@@ -14,7 +14,7 @@ def check(
     model: Model,
     board: Board = "tiny",
     weights: Weights = None,
-    kv: Kv = 8,
+    kv: Kv = "8",
     head_bits: HeadBits = 8,
     sparsity: Sparsity = "none",
     max_length: MaxLength = None,

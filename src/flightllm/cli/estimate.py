@@ -17,7 +17,7 @@ def estimate(
     model: Model,
     board: Board = "tiny",
     weights: Weights = None,
-    kv: Kv = 8,
+    kv: Kv = "8",
     head_bits: HeadBits = 8,
     sparsity: Sparsity = "none",
     context: Annotated[int, typer.Option(help="Tokens that the decoded token sees.")] = 1024,

@@ -39,7 +39,9 @@ Weights = Annotated[
         " checkpoint, else w4g128]"
     ),
 ]
-Kv = Annotated[int, typer.Option(help="Bits of a KV cache entry, 8 or 4.")]
+Kv = Annotated[
+    str, typer.Option(help="Bits of a KV cache entry, 8 or 4; 8/4 for K in 8 and V in 4.")
+]
 HeadBits = Annotated[int, typer.Option(help="Bits of the last projection.")]
 Sparsity = Annotated[str, typer.Option(help="none, 2:16, 4:16 or 8:16.")]
 Report = Annotated[
@@ -52,7 +54,7 @@ MaxLength = Annotated[
 ]
 _QUANTISING: dict[str, tuple[Any, Any]] = {
     "weights": (Weights, None),
-    "kv": (Kv, 8),
+    "kv": (Kv, "8"),
     "head_bits": (HeadBits, 8),
     "sparsity": (Sparsity, "none"),
     "calibrate": (
