@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+from typing import Any
+
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
 from random_quantized import random_model
 
 from flightllm.compiler.build import build_program
+from flightllm.hw import dispatcher
 from flightllm.hw.dispatcher import Dispatcher
 from flightllm.sim.functional.dispatch import Dispatcher as Reference
 from flightllm.spec.config import load_config
+from flightllm.spec.encoding import Op, Value, encode
 from flightllm.spec.image import CoreCode
 from flightllm.spec.isa import UNITS, Register
+from flightllm.spec.registers import ErrorCode
 
 
 def expected_words(code: CoreCode, entry: str, registers: dict[int, int]) -> list[list[int]]:
@@ -33,10 +40,11 @@ def expected_words(code: CoreCode, entry: str, registers: dict[int, int]) -> lis
 
 
 def dispatched_words(
-    code: CoreCode, entry: str, registers: dict[int, int], stall: float, seed: int = 0
-) -> tuple[list[list[int]], int]:
+    code: CoreCode, entry: str, registers: dict[int, int], stall: float, seed: int = 0,
+    kind: Any = Dispatcher,
+) -> tuple[list[list[int]], int]:  # fmt: skip
     """Words a unit and the cycles they took, by the RTL, with queues ready at random."""
-    dut = Dispatcher(4096, 4096)
+    dut = kind(4096, 4096)
     out: list[list[int]] = [[] for _ in UNITS]
     cycles = 0
 
@@ -58,6 +66,7 @@ def dispatched_words(
         rng = np.random.default_rng(seed)
         queues = [getattr(dut, f"queue{unit}") for unit in UNITS]
         while ctx.get(dut.running):
+            assert cycles < 60_000, "hangs"
             ready = rng.random(len(queues)) >= stall
             for queue, go in zip(queues, ready):
                 ctx.set(queue.ready, int(go))
@@ -67,7 +76,7 @@ def dispatched_words(
             for unit, ((valid, payload), go) in enumerate(zip(seen, ready)):
                 if valid and go:
                     out[unit].append(payload)
-        assert not ctx.get(dut.error)
+        assert not ctx.get(dut.error), (ErrorCode(ctx.get(dut.code)).name, ctx.get(dut.address))
 
     simulator = Simulator(dut)
     simulator.add_clock(1e-6)
@@ -98,7 +107,79 @@ def test_loops_of_zero_are_skipped() -> None:
         assert words == expected_words(code, entry, registers)
 
 
-def test_a_foreign_word_raises_the_error() -> None:
-    code = CoreCode(np.array([0xF], np.uint32), np.zeros(1, np.uint32), {"prefill": 0})
+def scalar_program(seed: int) -> CoreCode:
+    """Random scalar instructions and loops whose results reach a unit's operands."""
+    rng = np.random.default_rng(seed)
+    ops: list[Op] = []
+
+    def value() -> Value:
+        return Value(int(rng.integers(-40, 40)), int(rng.integers(0, 12)))
+
+    def body(depth: int) -> None:
+        for _ in range(int(rng.integers(2, 5))):
+            name = str(rng.choice(["add", "sub", "min", "max", "shr", "mul", "param"]))
+            rd = int(rng.integers(0, 12))
+            if name == "param":
+                ops.append(Op.make("sys.param", rd=rd, index=Value(int(rng.integers(8)))))
+            else:
+                b = Value(int(rng.integers(6))) if name == "shr" else value()
+                ops.append(Op.make(f"sys.{name}", rd=rd, a=value(), b=b))
+            if depth < 2 and rng.random() < 0.5:
+                ops.append(Op.make("sys.loop", count=Value(int(rng.integers(-1, 3)))))
+                body(depth + 1)
+                ops.append(Op.make("sys.end"))
+            ops.append(Op.make("sys.gather", addr=value(), n=value(), n1=value(), stride=value()))
+
+    body(0)
+    ops.append(Op.make("sys.halt"))
+    params = rng.integers(0, 1 << 32, 8, dtype=np.uint32)
+    return CoreCode(np.array(encode(ops), np.uint32), params, {"main": 0})
+
+
+def scalars_agree(seed: int, kind: Any = Dispatcher) -> None:
+    code = scalar_program(seed)
+    registers = {Register.POS: 3, Register.NTOK: 2, Register.STEPS: 1, Register.LOGITS: 7}
+    words, _ = dispatched_words(code, "main", registers, 0.2 * (seed % 3), seed, kind)
+    assert words == expected_words(code, "main", registers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scalars_and_nested_loops(seed: int) -> None:
+    scalars_agree(seed)
+
+
+MUTATIONS = [
+    ("Mux(a < b, a, b)", "Mux(self.operands[0] < self.operands[1], a, b)"),
+    ("with m.If(count <= 0):", "with m.If(count == 0):"),
+    ("self.remaining[top] == 1", "self.remaining[top] == 2"),
+    ("self.skipping.eq(1)", "self.skipping.eq(0)"),
+    ("self.write.en.eq(register != 0)", "self.write.en.eq(1)"),
+    ("a >> self.operands[1][:5]", "self.operands[0] >> self.operands[1][:5]"),
+    ("self._set(m, self.param.data)", "self._set(m, self.operands[0])"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), MUTATIONS)
+def test_planted_bugs_are_caught(old: str, new: str) -> None:
+    text = textwrap.dedent(inspect.getsource(dispatcher))
+    assert text.count(old) == 1, old
+    space: dict[str, Any] = {"__name__": "planted"}
+    exec(text.replace(old, new), space)
     with pytest.raises(AssertionError):
-        dispatched_words(code, "prefill", {}, 0.0)
+        for seed in range(6):
+            scalars_agree(seed, space["Dispatcher"])
+
+
+FAULTS = {
+    "INSTRUCTION": ([0xF], 0),
+    "LOOP": (encode([Op.make("sys.loop", count=1)] * 7), 12),
+    "PROGRAM": (encode([Op.make("ld.nop"), Op.make("sys.param", rd=1, index=4096)]), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_says_why_and_where(name: str) -> None:
+    words, at = FAULTS[name]
+    code = CoreCode(np.array(words, np.uint32), np.zeros(1, np.uint32), {"main": 0})
+    with pytest.raises(AssertionError, match=rf"\('{name}', {at}\)"):
+        dispatched_words(code, "main", {}, 0.0)
