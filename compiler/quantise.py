@@ -119,7 +119,7 @@ class _Build:
         self.config = config = checkpoint.config
         check_supported(config)
         self.length = options.length(config.max_length)
-        self.scheme = options.scheme(_is_quantised(checkpoint))
+        self.scheme = options.scheme(bool(checkpoint.code_readers))
         self.report = QuantReport(
             AS_IS if self.scheme is None else str(self.scheme), options.sparsity, "none"
         )
@@ -485,7 +485,3 @@ def _with(layer: FoldedLayer, done: dict[str, QuantLinear]) -> FoldedLayer:
     weights = {name: torch.from_numpy(d.weight.dequantised()) for name, d in done.items()}
     biases = {name: torch.from_numpy(d.bias) for name, d in done.items() if d.bias is not None}
     return layer.with_weights(weights, biases)
-
-
-def _is_quantised(checkpoint: Checkpoint) -> bool:
-    return not checkpoint.shape_only and checkpoint.codes("layers.0.q.weight") is not None

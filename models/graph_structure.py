@@ -31,6 +31,10 @@ REMEDIES = {
     "Conv": "only decoders of text are supported",
     "com.microsoft:MultiHeadAttention": "export without fusion of attention, or with"
     " GroupQueryAttention",
+    "com.microsoft:Attention": "optimise without fusion of attention",
+    "com.microsoft:DecoderMaskedMultiHeadAttention": "optimise without fusion of attention",
+    "com.microsoft:DynamicQuantizeMatMul": "quantise in the QDQ format, or to MatMulNBits, or give"
+    " the float model",
     "com.microsoft:QMoE": "mixtures of experts are not supported",
     "com.microsoft:MoE": "mixtures of experts are not supported",
     "aten.view_as_complex.*": "export a model that turns query and key by cosine and sine",

@@ -217,12 +217,12 @@ class Weights:
         except KeyError as error:
             raise self.graph.fail(node, f"the attribute {error} is missing") from error
         inputs = [*node.inputs, *[""] * (6 - len(node.inputs))]
-        if inputs[4]:
-            raise self.graph.fail(node, "g_idx (act-order) is not supported: export without it")
         if bits not in (2, 4, 8) or block < 16 or block % 16 or rows < 1 or columns < 1:
             raise self.graph.fail(node, f"{bits} bits in blocks of {block} are not supported")
-        if any(name and name not in self.fixed for name in inputs[1:4]):
+        if any(name and name not in self.fixed for name in inputs[1:5]):
             raise self.graph.fail(node, "its codes are no constants")
+        if inputs[4] and int(np.prod(self.shape(inputs[4]))) < columns:
+            raise self.graph.fail(node, f"g_idx (act-order) has fewer than {columns} entries")
         blocks = -(-columns // block)
         size = int(np.prod(self.shape(inputs[1])))
         if size != rows * blocks * block * bits // 8:
@@ -240,6 +240,7 @@ class Weights:
 
     def _unpacked(self, inputs: list[str], rows: int, columns: int, bits: int, block: int) -> Codes:
         blocks = -(-columns // block)
+        places = self._act_order(inputs[4], columns, blocks, block)
         stored = _unpack(self.read(inputs[1]).reshape(rows, -1), bits, blocks * block)
         scales = self.read(inputs[2]).astype(np.float32).reshape(rows, blocks)
         zeros: Array = np.full((rows, blocks), 1 << (bits - 1), np.int16)
@@ -248,10 +249,20 @@ class Weights:
             if given.dtype != np.uint8:
                 minima = -given.astype(np.float32).reshape(rows, blocks) * scales
                 levels = stored[:, :columns].astype(np.int16)
-                return Codes(levels, scales, block, bits, minima=minima)
+                return Codes(levels, scales, block, bits, minima=minima, places=places)
             zeros = _unpack(given.reshape(rows, -1), bits, blocks).astype(np.int16)
-        made = Codes(stored[:, :columns].astype(np.int16), scales, block, bits, zeros=zeros)
+        levels = stored[:, :columns].astype(np.int16)
+        made = Codes(levels, scales, block, bits, zeros=zeros, places=places)
         return _centred(made, zeros)
+
+    def _act_order(self, name: str, columns: int, blocks: int, block: int) -> Array | None:
+        """The block of each column where they do not follow one another, else None."""
+        if not name:
+            return None
+        found = self.read(name).reshape(-1)[:columns].astype(np.int64)
+        if found.min(initial=0) < 0 or found.max(initial=0) >= blocks:
+            raise InputError(f"{self.graph.path}: g_idx {name!r} names none of {blocks} blocks")
+        return None if np.array_equal(found, np.arange(columns) // block) else found
 
 
 _PLAIN = {"transA": 0, "alpha": 1.0, "beta": 1.0}
@@ -262,7 +273,8 @@ def _centred(codes: Codes, zeros: Array) -> Codes:
     levels = codes.levels - codes.spread(zeros.astype(np.int16))
     kind = np.int8 if codes.bits < 8 else np.int16
     return Codes(
-        levels.astype(kind), codes.scales, codes.group, codes.bits, zeros=codes.zeros
+        levels.astype(kind), codes.scales, codes.group, codes.bits, zeros=codes.zeros,
+        places=codes.places,
     )  # fmt: skip
 
 

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flightllm.models.onnx_fused import take_apart
 from flightllm.models.op_graph import MAX_NODES, Graph, GraphInput, Node, ordered
 from flightllm.spec.errors import InputError, MissingToolError
 
 __all__ = ["open_onnx"]
 
 Array = NDArray[Any]
+OLDEST = 13
+"""Version of ONNX's operators from which on they are evaluated as they mean."""
 
 
 class OnnxConstant:
@@ -134,12 +137,18 @@ def open_onnx(path: Path) -> Graph:
             f"{path}: has local functions ({model.functions[0].name!r}): inline them with"
             " onnx.inliner.inline_local_functions"
         )
+    version = next((x.version for x in model.opset_import if x.domain in ("", "ai.onnx")), OLDEST)
+    if version < OLDEST:
+        raise InputError(
+            f"{path}: has opset {version}, and {OLDEST} is the oldest that is read: export anew, or"
+            " raise it with onnx.version_converter"
+        )
     constants = {
         tensor.name: OnnxConstant(tensor, path.parent, f"{path}: constant {tensor.name!r}")
         for tensor in graph.initializer
     }
     nodes = [_node(i, node, path) for i, node in enumerate(graph.node)]
-    nodes = [node for node in nodes if not _take_constant(node, constants, path)]
+    nodes = take_apart([node for node in nodes if not _take_constant(node, constants, path)])
     inputs = {
         value.name: _input(value, path) for value in graph.input if value.name not in constants
     }

@@ -170,7 +170,7 @@ def _skip_norm(rms: bool) -> Operator:
     """The sum of input, skip and bias, normalised; the sum itself is the last output."""
 
     def run(node: Node, xs: Inputs) -> tuple[Any, ...]:
-        bias = xs[3 - rms : 4 - rms] if rms else xs[4:5]
+        bias = xs[3:4] if rms else xs[4:5]
         total = xs[0] + xs[1]
         for part in bias:
             total = total if part is None else total + part

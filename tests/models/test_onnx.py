@@ -11,7 +11,7 @@ import pytest
 import torch
 from as_is import quantised_as_is, same_bits
 from hf_models import hf_model
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnx_export import export_onnx
 
 from flightllm.models.checkpoint import open_checkpoint
@@ -27,7 +27,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-15": ("opt", {"opset": 15}),
     "gpt2-14": ("gpt2", {"opset": 14}),
     "llama-eager-13": ("llama", {"opset": 13}),
+    "qwen2-18": ("qwen2", {"opset": 18}),
+    "opt-past-19": ("opt", {"opset": 19, "past": True}),
+    "gpt2-past-20": ("gpt2", {"opset": 20, "past": True}),
+    "mistral-past-21": ("mistral", {"opset": 20, "past": True, "raised": 21}),
+    "llama-22": ("llama", {"opset": 20, "raised": 22}),
+    "qwen2-past-23": ("qwen2", {"opset": 20, "past": True, "raised": 23}),
+    "gpt2-dynamo-23": ("gpt2", {"opset": 23, "dynamo": True}),
+    "llama-dynamo-18": ("llama", {"opset": 18, "dynamo": True}),
+    "llama-past-dynamo-23": ("llama", {"opset": 23, "dynamo": True, "past": True}),
+    "opt-dynamo-19": ("opt", {"opset": 19, "dynamo": True}),
+    "qwen2-past-dynamo-21": ("qwen2", {"opset": 21, "dynamo": True, "past": True}),
+    "mistral-dynamo-22": ("mistral", {"opset": 22, "dynamo": True}),
 }
+SLOW = [case for case in CASES if "dynamo" in case][1:]
+"""That exporter takes seconds for each."""
 
 
 @pytest.fixture(scope="session")
@@ -37,20 +51,28 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def get(case: str) -> tuple[Path, Any]:
         if case not in made:
-            family, options = CASES[case]
+            family, options = CASES[case][0], dict(CASES[case][1])
             model = hf_model(family)
             if "eager" in case:
                 model.set_attn_implementation("eager")
-            made[case] = export_onnx(model, folder / f"{case}.onnx", **options), model
+            raised = options.pop("raised", None)
+            path = export_onnx(model, folder / f"{case}.onnx", **options)
+            if raised:
+                onnx.save(version_converter.convert_version(onnx.load(path), raised), path)
+            made[case] = path, model
         return made[case]
 
     return get
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES]
+)
 def test_exported_models(case: str, exported: Any) -> None:
     """Weights are those of the model, and the float reference gives transformers' logits."""
     path, model = exported(case)
+    versions = {entry.domain: entry.version for entry in onnx.load(path).opset_import}
+    assert versions[""] == int(case.rpartition("-")[2])
     checkpoint = open_checkpoint(path)
     config, state = checkpoint.config, model.state_dict()
     for name, stored in stored_tensors(config).items():
@@ -68,8 +90,24 @@ def test_exported_models(case: str, exported: Any) -> None:
     torch.testing.assert_close(FloatModel.load(checkpoint).forward(ids), wanted, atol=2e-4, rtol=0)
 
 
-def test_the_program_equals_the_reference(exported: Any) -> None:
-    _, made = quantised_as_is(exported("llama-past-16")[0], weights="w8g32")
+@pytest.mark.parametrize(
+    "case", ["llama-past-16", "mistral-14", "qwen2-past-23", "opt-past-19", "gpt2-dynamo-23"]
+)
+def test_the_program_equals_the_reference(case: str, exported: Any) -> None:
+    _, made = quantised_as_is(exported(case)[0], weights="w8g32")
+    same_bits(made)
+
+
+def test_stories(stories: Path, tmp_path: Path) -> None:
+    """stories260k through a graph: weights and the bits of its logits."""
+    from transformers import LlamaForCausalLM
+
+    source = open_checkpoint(stories)
+    model = LlamaForCausalLM.from_pretrained(stories).eval()
+    path = export_onnx(model, tmp_path / "stories.onnx", past=True, opset=20)
+    checkpoint, made = quantised_as_is(path, weights="w4g32")
+    for name in source.names:
+        assert torch.equal(checkpoint.tensor(name), source.tensor(name)), name
     same_bits(made)
 
 
@@ -203,6 +241,13 @@ def test_external_data_stays_in_its_folder(exported: Any, tmp_path: Path) -> Non
     outside(model.graph)
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     refused(tmp_path / "a.onnx", "lies outside the model's folder")
+
+
+def test_a_version_that_is_too_old(exported: Any, tmp_path: Path) -> None:
+    model = onnx.load(exported("llama-eager-13")[0])
+    model.opset_import[0].version = 11
+    onnx.save(model, tmp_path / "a.onnx")
+    refused(tmp_path / "a.onnx", "has opset 11, and 13 is the oldest that is read: export anew")
 
 
 def test_not_onnx(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-__all__ = ["Logits", "WithPast", "export_onnx", "past_arguments"]
+__all__ = ["Logits", "WithPast", "export_onnx", "open_axes", "past_arguments"]
 
 
 class Logits(torch.nn.Module):
@@ -70,6 +70,17 @@ def past_arguments(model: PreTrainedModel) -> tuple[tuple[torch.Tensor, ...], di
     return arguments, {"input_names": names, "dynamic_axes": axes}
 
 
+def open_axes(arguments: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+    """Open lengths for torch.export: of ids, or of ids, mask, positions and a cache."""
+    batch, length = torch.export.Dim("batch", max=8), torch.export.Dim("sequence", max=64)
+    tokens = {0: batch, 1: length}
+    if len(arguments) < 4:
+        return tuple(tokens for _ in arguments)
+    total = {0: batch, 1: torch.export.Dim.AUTO}
+    cache = {0: batch, 2: torch.export.Dim("past", max=64)}
+    return tokens, total, tokens, tuple(cache for _ in arguments[3:])
+
+
 def export_onnx(
     model: PreTrainedModel, path: Path, *, past: bool = False, dynamo: bool = False, opset: int = 17
 ) -> Path:
@@ -86,8 +97,7 @@ def export_onnx(
         facts = {"input_names": names, "dynamic_axes": axes}
     if dynamo:
         del facts["dynamic_axes"]
-        batch, length = torch.export.Dim("batch", max=8), torch.export.Dim("sequence", max=64)
-        facts["dynamic_shapes"] = tuple({0: batch, 1: length} for _ in arguments)
+        facts["dynamic_shapes"] = open_axes(arguments)
     module.eval()  # the exporter puts back the mode that it found
     logging.disable(logging.WARNING)
     try:

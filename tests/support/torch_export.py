@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from onnx_export import Logits, WithPast, past_arguments
+from onnx_export import Logits, WithPast, open_axes, past_arguments
 from transformers import PreTrainedModel
 
 __all__ = ["export_program", "rewritten", "slimmed"]
@@ -32,19 +32,14 @@ class _Ids(torch.nn.Module):
 def _arguments(
     model: PreTrainedModel, form: str
 ) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...], Any]:
-    batch, length = torch.export.Dim("batch", max=8), torch.export.Dim("sequence", max=64)
     if form == "past":
-        past = torch.export.Dim("past", max=64)
         arguments, _ = past_arguments(model)
-        total, cache = {0: batch, 1: torch.export.Dim.AUTO}, {0: batch, 2: past}
-        tokens = {0: batch, 1: length}
-        layers = tuple(cache for _ in arguments[3:])
-        return WithPast(model), arguments, (tokens, total, tokens, layers)
+        return WithPast(model), arguments, open_axes(arguments)
     ids = torch.randint(3, 90, (1 if form == "fixed" else 2, 5))
     if form == "mask":
-        axes = {0: batch, 1: length}
-        return Logits(model), (ids, torch.ones_like(ids)), (axes, axes)
-    return _Ids(model), (ids,), None if form == "fixed" else ({0: batch, 1: length},)
+        both = ids, torch.ones_like(ids)
+        return Logits(model), both, open_axes(both)
+    return _Ids(model), (ids,), None if form == "fixed" else open_axes((ids,))
 
 
 def export_program(
