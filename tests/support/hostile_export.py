@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def _cycle(data: Any, random: Random) -> None:
 def _nested(data: Any, random: Random) -> None:
     """Parts of a program in parts of a program, many deep or many side by side."""
     graph: Any = {"inputs": [], "outputs": [], "nodes": [], "tensor_values": {}}
-    width, depth = pick(random, [(1, 40), (2, 12)])
+    width, depth = pick(random, [(1, 40), (2, 10)])
     for _ in range(int(random.integers(1, depth))):
         inner = {"as_graph": {"name": "g", "graph": graph}}
         node = {"target": "torch.ops.higher_order.wrap_with_set_grad_enabled", "outputs": [],
@@ -142,7 +143,7 @@ def _many(members: dict[str, bytes], random: Random) -> None:
     """An index of very many tensors, or a program of very many nodes."""
     name, key = pick(random, [(_INDEX, "config"), (_PROGRAM, "nodes")])
     data = json.loads(members[name])
-    count = int(random.integers(1, 1 << 15))
+    count = int(random.integers(1, 1 << 14))
     if key == "config":
         one = pick(random, list(data["config"].values()))
         data["config"] |= {f"t{i}": one for i in range(count)}
@@ -187,7 +188,7 @@ def _zip(folder: Path, random: Random) -> None:
                 file.writestr(name, b" " * (1 << 24) if bomb else data)
         return
     data = bytearray(path.read_bytes())
-    at = pick(random, [i for i in range(len(data) - 46) if data[i : i + 3] == b"PK\x01"])
+    at = pick(random, [found.start() for found in re.finditer(rb"PK\x01\x02", data[:-46])])
     field, kind = pick(
         random, [(10, "<H"), (20, "<I"), (24, "<I"), (28, "<H"), (30, "<H"), (42, "<I")]
     )
