@@ -27,7 +27,10 @@ from flightllm.models import zoo
 from flightllm.models.corpus import HELD_OUT, TEXT_DIGEST, load_corpus
 from flightllm.spec.errors import InputError
 
-__all__ = ["ROWS", "Subject", "digest", "main", "page", "section", "subjects"]
+__all__ = [
+    "CLOSES", "RECOVERED", "ROWS", "Subject", "bars", "digest", "main", "page", "section",
+    "subjects",
+]  # fmt: skip
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 
@@ -64,6 +67,19 @@ ROWS: dict[str, dict[str, Any]] = {
     "w8g32, 8:16 by rows": {"weights": "w8g32", "sparsity": "8:16", "masks": "rows"},
     "w2g32": {"weights": "w2g32"},
 }  # fmt: skip
+
+
+CLOSES = {
+    "calibration at w4g32": ("w4g32, not calibrated", "w4g32", 0.5),
+    "calibration at w3g32": ("w3g32, not calibrated", "w3g32", 0.5),
+    "SparseGPT at 8:16": ("w8g32, 8:16 by magnitude", "w8g32, 8:16", 0.8),
+}
+"""What a method must close, as a share, of the loss that a plain one leaves: rows of both."""
+
+RECOVERED = (
+    "w3.5g32, not calibrated, recovered", "w4g32, 8:16 by magnitude, recovered",
+)  # fmt: skip
+"""Rows of the demo model that may cost a tenth at most."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,32 @@ def section(subject: Subject, scores: Mapping[str, Evaluation]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(sections: Sequence[str]) -> str:
+def bars(title: str, scores: Mapping[str, Evaluation]) -> list[str]:
+    """Rows of the table of bars: what a model's measured rows say of each."""
+    cost = {name: score.ppl_executed / score.ppl_float - 1 for name, score in scores.items()}
+    rows = []
+    for what, (plain, better, share) in CLOSES.items():
+        if plain in cost and better in cost:
+            found = 1 - cost[better] / cost[plain]
+            left = "magnitude" if "magnitude" in plain else "rounding"
+            rows.append(
+                f"| {title} | {what}: closed of what {left} leaves | {found:.0%} |"
+                f" at least {share:.0%} | {_verdict(found >= share)} |"
+            )
+    for name in RECOVERED if title == "The demo model" else ():
+        if name in cost:
+            rows.append(
+                f"| {title} | {name}: loss | {cost[name]:+.2%} | at most +10 % |"
+                f" {_verdict(cost[name] <= 0.1)} |"
+            )
+    return rows
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+def page(sections: Sequence[str], verdicts: Sequence[str] = ()) -> str:
     """The page around its tables."""
     return f"""\
 # Accuracy
@@ -157,7 +198,20 @@ methods. All of a text goes through the quantised model's reference in torch, an
 {PIECES} pieces through the compiled program on the functional simulator as well: "executed" says
 whether both give the same perplexity, to the last digit.
 
-{chr(10).join(sections)}"""
+{chr(10).join(sections)}{_bars_section(verdicts)}"""
+
+
+def _bars_section(verdicts: Sequence[str]) -> str:
+    if not verdicts:
+        return ""
+    return """
+## Bars
+
+What calibration, SparseGPT and recovery must reach, from the rows above.
+
+| model | | measured | bar | |
+|---|---|---:|---:|---|
+""" + "".join(f"{row}\n" for row in verdicts)
 
 
 def _found(again: bool) -> dict[str, dict[str, Any]]:
@@ -172,7 +226,7 @@ def _write(chosen: Sequence[Subject], rows: Mapping[str, dict[str, Any]]) -> Non
     """Store the rows, and the page with those that there are, in their order."""
     FOUND.parent.mkdir(exist_ok=True)
     FOUND.write_text(json.dumps({"digest": digest(), "rows": rows}, indent=1), encoding="utf-8")
-    sections = []
+    sections, verdicts = [], list[str]()
     for subject in chosen:
         scores = {
             name: Evaluation(**rows[f"{subject.title}: {name}"])
@@ -181,7 +235,8 @@ def _write(chosen: Sequence[Subject], rows: Mapping[str, dict[str, Any]]) -> Non
         }
         if scores:
             sections.append(section(subject, scores))
-    PAGE.write_text(page(sections), encoding="utf-8")
+            verdicts += bars(subject.title, scores)
+    PAGE.write_text(page(sections, verdicts), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] = (), tell: Callable[[str], object] = print) -> int:

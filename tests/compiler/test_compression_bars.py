@@ -1,51 +1,79 @@
 """What compression must reach on real models, on text that calibration never saw.
 
 stories260k on its sample of stories, the demo model on the topics that were held out from it.
-Activations and KV cache have 8 bits where nothing else is said, and so has the head.
+Activations and KV cache have 8 bits where nothing else is said, and so has the head. The rows and
+the bars are those of `tools/accuracy.py`, which writes the same figures to docs/accuracy.md.
 `make test-slow` runs it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import accuracy
 import pytest
 
-from flightllm.models.corpus import HELD_OUT, TEXT_DIGEST, load_corpus
+from flightllm.spec.errors import InputError
 
 pytestmark = pytest.mark.slow
+DEMO, STORIES = "The demo model", "stories260k"
 
 
 @pytest.fixture(scope="module")
-def cost(stories: Path, test_data: Path) -> Any:
-    """stories260k's perplexity under options, executed, against float: 0.1 is 10 % more."""
+def cost(test_data: Path) -> Callable[[str, str], float]:
+    """A model's perplexity in a row, executed, against float: 0.1 is 10 % more."""
     import flightllm
 
-    text = (test_data / "text" / "tinystories_sample.txt").read_text()
-    known: dict[str, float] = {}
+    try:
+        subjects = {subject.title: subject for subject in accuracy.subjects()}
+    except InputError as error:
+        pytest.skip(str(error))
+    known: dict[tuple[str, str], float] = {}
 
-    def measured(**options: Any) -> float:
-        key = repr(sorted(options.items()))
-        if key not in known:
-            score = flightllm.evaluate(str(stories), text, text_format="documents", **options)
+    def measured(title: str, row: str) -> float:
+        if (title, row) not in known:
+            subject = subjects[title]
+            score = flightllm.evaluate(
+                subject.model, subject.text, text_format=subject.text_format,
+                pieces=accuracy.PIECES, **accuracy.ROWS[row],
+            )  # fmt: skip
             assert score.ppl_quantized == score.ppl_executed
-            known[key] = score.ppl_executed / score.ppl_float - 1
-            print(f"{key}: {known[key]:+.2%}")
-        return known[key]
+            known[title, row] = score.ppl_executed / score.ppl_float - 1
+            print(f"{title}, {row}: {known[title, row]:+.2%}")
+        return known[title, row]
 
     return measured
 
 
-@pytest.mark.parametrize("weights", ["w4g32", "w3g32"])
-def test_calibration_closes_half_of_what_rounding_leaves(weights: str, cost: Any) -> None:
-    assert cost(weights=weights) <= 0.5 * cost(weights=weights, calibrate="none")
+@pytest.mark.parametrize("title", [STORIES, DEMO])
+@pytest.mark.parametrize("what", accuracy.CLOSES)
+def test_a_method_closes_its_share(
+    what: str, title: str, cost: Callable[[str, str], float]
+) -> None:
+    """Half of what rounding leaves, four fifths of what magnitude pruning leaves."""
+    plain, better, share = accuracy.CLOSES[what]
+    assert cost(title, better) <= (1 - share) * cost(title, plain)
 
 
-@pytest.mark.parametrize("masks", ["pairs", "rows"])
-def test_sparsegpt_closes_four_fifths_of_what_magnitude_leaves(masks: str, cost: Any) -> None:
-    options = {"weights": "w8g32", "sparsity": "8:16", "masks": masks}
-    assert cost(**options) <= 0.2 * cost(calibrate="none", **options)
+def test_sparsegpt_with_masks_by_rows(cost: Callable[[str, str], float]) -> None:
+    row = "w8g32, 8:16 by rows"
+    assert cost(STORIES, row) <= 0.2 * cost(STORIES, f"{row}, magnitude")
+
+
+@pytest.mark.parametrize("row", accuracy.RECOVERED)
+def test_recovery_brings_the_demo_model_within_a_tenth(
+    row: str, cost: Callable[[str, str], float]
+) -> None:
+    """From plain rounding and magnitude pruning, on text that the model itself writes."""
+    assert cost(DEMO, row) <= 0.1
+
+
+def test_keys_in_8_and_values_in_4_bits_cost_next_to_nothing(
+    cost: Callable[[str, str], float],
+) -> None:
+    assert cost(STORIES, "w8g32, K 8, V 4") <= cost(STORIES, "w8g32") + 0.005
+    assert cost(STORIES, "w8g32, KV 4") > 0.1
 
 
 def test_keys_are_what_hurts_in_4_bits(stories: Path) -> None:
@@ -62,26 +90,3 @@ def test_keys_are_what_hurts_in_4_bits(stories: Path) -> None:
     left = passes["smooth k"].after - passes["values"].after  # type: ignore[operator]
     lost = passes["keys"].after - passes["values"].after  # type: ignore[operator]
     assert left < 0.6 * lost
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"weights": "w3.5g32", "calibrate": "none"},
-        {"weights": "w4g32", "sparsity": "8:16", "calibrate": "none"},
-    ],
-)
-def test_recovery_brings_the_demo_model_within_a_tenth(options: dict[str, Any]) -> None:
-    """From plain rounding and magnitude pruning, on text that the model itself writes."""
-    import flightllm
-
-    corpus = load_corpus()
-    if corpus.digest != TEXT_DIGEST:
-        pytest.skip("this Python's help texts are not those of the demo model")
-    text = "\n\n".join(corpus.held_out[name] for name in sorted(HELD_OUT))
-    score = flightllm.evaluate(
-        "demo", text, text_format="continuous", recover="auto", **options
-    )
-    assert score.ppl_quantized == score.ppl_executed
-    print(f"{options}: {score.ppl_executed / score.ppl_float - 1:+.2%}")
-    assert score.ppl_executed <= 1.1 * score.ppl_float

@@ -30,6 +30,21 @@ def test_table_states_cost_and_equality() -> None:
     assert "| w2g32 | 12.0000 | +20.00% | DIFFERENT | 50.00% |" in text
 
 
+def test_bars_are_held_against_the_rows() -> None:
+    scores = {
+        "w4g32, not calibrated": score(12.0), "w4g32": score(10.8),
+        "w8g32, 8:16 by magnitude": score(20.0), "w8g32, 8:16": score(12.1),
+        "w3.5g32, not calibrated, recovered": score(11.01),
+    }  # fmt: skip
+    first, second, third = accuracy.bars("The demo model", scores)
+    assert "what rounding leaves | 60% | at least 50% | met |" in first
+    assert "what magnitude leaves | 79% | at least 80% | MISSED |" in second
+    assert "loss | +10.10% | at most +10 % | MISSED |" in third
+    assert len(accuracy.bars("Another", scores)) == 2
+    names = {name for pair in accuracy.CLOSES.values() for name in pair[:2]}
+    assert {*names, *accuracy.RECOVERED} <= set(accuracy.ROWS)
+
+
 def test_main_measures_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -70,7 +85,8 @@ def test_an_interrupted_run_leaves_what_it_has(
     with pytest.raises(StopIteration):
         accuracy.main([], lambda text: None)
     text = (tmp_path / "accuracy.md").read_text(encoding="utf-8")
-    assert "| w8g32 | 11.0000 |" in text and "| w4g32 | 12.0000 |" in text
+    first, second = list(accuracy.ROWS)[:2]
+    assert f"| {first} | 11.0000 |" in text and f"| {second} | 12.0000 |" in text
     assert text.count(" | equal | ") == 2
 
 
@@ -90,4 +106,4 @@ def test_page_is_of_the_demo_model_that_is_shipped() -> None:
     measured = re.search(r"digest `([0-9a-f]{16})`", text)
     assert measured is not None
     assert measured[1] == accuracy.digest(), "the demo model is another one: run `make accuracy`"
-    assert "DIFFERENT" not in text
+    assert "DIFFERENT" not in text and "MISSED" not in text
