@@ -261,7 +261,8 @@ def svg(figure: Figure) -> str:
 
     out = io.StringIO()
     with rc_context(STYLE):
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        none = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # they name web addresses
+        figure.savefig(out, format="svg", metadata=none)
     text = out.getvalue()
     return text[text.index("<svg") :]
 
