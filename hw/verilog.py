@@ -1,7 +1,7 @@
 """A configuration's hardware as Verilog: one file for each unit, or one text."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from amaranth.back import rtlil, verilog
 
@@ -10,7 +10,7 @@ from flightllm.hw.sharing import Library
 from flightllm.hw.top import NAME, Top, wants_half_ports
 from flightllm.spec.config import HwConfig
 
-__all__ = ["FILE_LIST", "TOP", "folder_files", "verilog_files", "verilog_text"]
+__all__ = ["FILE_LIST", "TOP", "folder_files", "plain_modules", "verilog_files", "verilog_text"]
 
 TOP = NAME
 FILE_LIST = f"{NAME}.f"
@@ -50,7 +50,7 @@ _RTLIL_USE = re.compile(r"^(module|  cell) \\(\S+)", re.MULTILINE)
 
 
 def design_rtlil(config: HwConfig, **options: bool) -> str:
-    """The design as RTLIL; names of modules are plain identifiers.
+    """The design as RTLIL.
 
     Parameters
     ----------
@@ -58,7 +58,12 @@ def design_rtlil(config: HwConfig, **options: bool) -> str:
     """
     library, top = Library(), Top(config, **options)
     text = rtlil.convert(top, name=NAME, ports=top.ports(), platform=library, emit_src=False)
-    text = "\n".join([*library.texts.values(), text])
+    return plain_modules([*library.texts.values(), text])
+
+
+def plain_modules(texts: Iterable[str]) -> str:
+    """RTLIL of several designs as one, names of modules as plain identifiers."""
+    text = "\n".join(texts)
     plain = {
         name: name.replace(".", "__").replace("$", "_") for name in _RTLIL_NAME.findall(text)
     }
