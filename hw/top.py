@@ -35,7 +35,7 @@ from flightllm.hw.memory.half_port import FAST, HalfPort
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 
-__all__ = ["NAME", "Top", "check_buildable", "wants_half_ports"]
+__all__ = ["ADDRESS_BITS", "NAME", "Top", "check_buildable"]
 
 NAME = "flightllm"
 """Of the top module."""
@@ -58,11 +58,6 @@ def check_buildable(config: HwConfig) -> None:
         raise InputError(
             f"channels: the maxima of {config.cores} cores do not fit {config.sfu_lanes} sfu_lanes"
         )
-
-
-def wants_half_ports(config: HwConfig) -> bool:
-    """Whether a channel is twice as wide as the memory's native port."""
-    return 8 * config.beat_bytes == 2 * config.memory.port_bits
 
 
 class Top(wiring.Component):

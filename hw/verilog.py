@@ -7,8 +7,9 @@ from amaranth.back import rtlil, verilog
 
 from flightllm.hw.memory.ram import MODULE, VERILOG
 from flightllm.hw.sharing import Library
-from flightllm.hw.top import NAME, Top, wants_half_ports
+from flightllm.hw.top import NAME, Top
 from flightllm.spec.config import HwConfig
+from flightllm.spec.handoff import wants_half_ports
 
 __all__ = ["FILE_LIST", "TOP", "folder_files", "plain_modules", "verilog_files", "verilog_text"]
 

@@ -18,7 +18,7 @@ from flightllm.spec.registers import MAP_VERSION
 
 __all__ = [
     "CONTROL_PORT", "Handoff", "INSTANCE", "KERNEL", "VLNV", "handoff_body", "handoff_path",
-    "load_handoff", "master_ports", "save_handoff",
+    "load_handoff", "master_ports", "port_bytes", "save_handoff", "wants_half_ports",
 ]  # fmt: skip
 
 KERNEL = "flightllm"
@@ -60,6 +60,17 @@ class Handoff:
 def master_ports(config: HwConfig) -> list[str]:
     """Names of the AXI4 masters of the top, one for each channel, core by core."""
     return [f"m_axi_{channel:02d}" for channel in range(sum(config.channels))]
+
+
+def wants_half_ports(config: HwConfig) -> bool:
+    """Whether a channel is twice as wide as the memory's port: the top then halves the width of
+    each master and runs it in a clock domain of its own, of `port_mhz`."""
+    return 8 * config.beat_bytes == 2 * config.memory.port_bits
+
+
+def port_bytes(config: HwConfig) -> int:
+    """Width of the top's masters."""
+    return config.beat_bytes // (2 if wants_half_ports(config) else 1)
 
 
 def handoff_path(bitstream: Path) -> Path:

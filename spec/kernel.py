@@ -9,7 +9,14 @@ from __future__ import annotations
 from xml.sax.saxutils import quoteattr
 
 from flightllm.spec.config import HwConfig
-from flightllm.spec.handoff import CONTROL_PORT, INSTANCE, KERNEL, VLNV, master_ports
+from flightllm.spec.handoff import (
+    CONTROL_PORT,
+    INSTANCE,
+    KERNEL,
+    VLNV,
+    master_ports,
+    port_bytes,
+)
 from flightllm.spec.registers import ADDRESS_BITS, CORE_REGISTERS, DEVICE_REGISTERS, address
 
 __all__ = ["kernel_element", "kernel_xml"]
@@ -31,7 +38,7 @@ def _ports(config: HwConfig) -> list[str]:
     masters = [
         _tag(
             "port", name=name, mode="master", range="0xFFFFFFFFFFFFFFFF",
-            dataWidth=8 * config.beat_bytes, portType="addressable", base="0x0",
+            dataWidth=8 * port_bytes(config), portType="addressable", base="0x0",
         )
         for name in master_ports(config)
     ]  # fmt: skip

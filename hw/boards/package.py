@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from flightllm.hw.boards.wrapper import CLOCK, INTERRUPT, RESET, WRAPPER
+from flightllm.hw.boards.wrapper import (
+    CLOCK,
+    INTERRUPT,
+    PORT_CLOCK,
+    PORT_RESET,
+    RESET,
+    WRAPPER,
+    clock_of_ports,
+)
 from flightllm.spec.config import HwConfig
-from flightllm.spec.handoff import CONTROL_PORT, KERNEL, VLNV, master_ports
+from flightllm.spec.handoff import CONTROL_PORT, KERNEL, VLNV, master_ports, wants_half_ports
 from flightllm.spec.registers import ADDRESS_BITS
 
 __all__ = ["XO", "package_tcl"]
@@ -36,9 +44,12 @@ def package_tcl(config: HwConfig, kernel: bool) -> str:
         f"ipx::infer_bus_interface {INTERRUPT} xilinx.com:signal:interrupt_rtl:1.0 $core",
         f"ipx::associate_bus_interfaces -clock {CLOCK} -reset {RESET} $core",
     ]  # fmt: skip
+    if wants_half_ports(config):
+        lines.append(f"ipx::associate_bus_interfaces -clock {PORT_CLOCK} -reset {PORT_RESET} $core")
+    clocks = {CONTROL_PORT: CLOCK, **dict.fromkeys(master_ports(config), clock_of_ports(config))}
     lines += [
-        f"ipx::associate_bus_interfaces -busif {port} -clock {CLOCK} $core"
-        for port in (CONTROL_PORT, *master_ports(config))
+        f"ipx::associate_bus_interfaces -busif {port} -clock {clock} $core"
+        for port, clock in clocks.items()
     ]
     lines += [
         f"set map [ipx::get_memory_maps {CONTROL_PORT} -of_objects $core]",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from flightllm.hw.boards.families import Versal
 from flightllm.hw.boards.tcl import Design
-from flightllm.hw.boards.wrapper import CLOCK, INTERRUPT, RESET
+from flightllm.hw.boards.wrapper import CLOCK, INTERRUPT, PORT_CLOCK, PORT_RESET, RESET
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
-from flightllm.spec.handoff import CONTROL_PORT, INSTANCE, VLNV, master_ports
+from flightllm.spec.handoff import CONTROL_PORT, INSTANCE, VLNV, master_ports, wants_half_ports
 from flightllm.spec.registers import ADDRESS_BITS
 
 __all__ = ["HBM_BASE", "HBM_PORTS", "design_tcl", "hbm_port", "memories"]
@@ -169,18 +169,16 @@ def _target(chip: Versal, channel: int, host: int) -> tuple[str, str, str]:
 
 
 def _channels(design: Design, config: HwConfig, chip: Versal, host: int) -> None:
-    """Each channel through its converter of width and clock to its place on the network."""
+    """Each channel to its place on the network: by itself where the top brings it to the port's
+    width and clock, else through a converter."""
     bandwidth = round(config.memory.port_bits / 8 * config.memory.port_mhz)
     clocked: dict[str, list[str]] = {}
     for channel, master in enumerate(master_ports(config)):
-        name = f"convert{channel:02d}"
         pin, port, category = _target(chip, channel, host)
-        design.cell(name, SMARTCONNECT, {"NUM_SI": 1, "NUM_MI": 1, "NUM_CLKS": 2})
-        design.net("cips/pl0_ref_clk", f"{name}/aclk")
-        design.net("cips/pl1_ref_clk", f"{name}/aclk1")
-        design.net("reset/interconnect_aresetn", f"{name}/aresetn")
-        design.join(f"{INSTANCE}/{master}", f"{name}/S00_AXI")
-        design.join(f"{name}/M00_AXI", pin)
+        if wants_half_ports(config):
+            design.join(f"{INSTANCE}/{master}", pin)
+        else:
+            _convert(design, f"convert{channel:02d}", f"{INSTANCE}/{master}", pin)
         design.pin(pin, {"CATEGORY": category, "CONNECTIONS": f"{port} {_flow(bandwidth)}"})
         network, _, interface = pin.partition("/")
         clocked.setdefault(network, []).append(interface)
@@ -188,6 +186,23 @@ def _channels(design: Design, config: HwConfig, chip: Versal, host: int) -> None
         clock = f"{network}/aclk{host if network == 'noc' else 0}"
         design.net("cips/pl1_ref_clk", clock)
         design.configure(f"[get_bd_pins {clock}]", {"ASSOCIATED_BUSIF": ":".join(interfaces)})
+
+
+def _convert(design: Design, name: str, master: str, pin: str) -> None:
+    design.cell(name, SMARTCONNECT, {"NUM_SI": 1, "NUM_MI": 1, "NUM_CLKS": 2})
+    design.net("cips/pl0_ref_clk", f"{name}/aclk")
+    design.net("cips/pl1_ref_clk", f"{name}/aclk1")
+    design.net("reset/interconnect_aresetn", f"{name}/aresetn")
+    design.join(master, f"{name}/S00_AXI")
+    design.join(f"{name}/M00_AXI", pin)
+
+
+def _port_domain(design: Design) -> None:
+    """The clock and reset of masters that have a domain of their own."""
+    design.cell("port_reset", "xilinx.com:ip:proc_sys_reset")
+    design.net("cips/pl1_ref_clk", f"{INSTANCE}/{PORT_CLOCK}", "port_reset/slowest_sync_clk")
+    design.net("cips/pl0_resetn", "port_reset/ext_reset_in")
+    design.net("port_reset/peripheral_aresetn", f"{INSTANCE}/{PORT_RESET}")
 
 
 def _control(design: Design, chip: Versal, host: int) -> None:
@@ -216,6 +231,8 @@ def design_tcl(config: HwConfig, chip: Versal) -> str:
     host = len(masters)
     design.cell(INSTANCE, VLNV)
     design.cell("reset", "xilinx.com:ip:proc_sys_reset")
+    if wants_half_ports(config):
+        _port_domain(design)
     _network(design, config, chip, masters)
     if chip.memory == "ddr":
         _lpddr(design)

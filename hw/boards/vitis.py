@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from flightllm.hw.boards.families import Alveo
 from flightllm.hw.boards.package import XO
+from flightllm.hw.boards.wrapper import CLOCK, PORT_CLOCK
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
-from flightllm.spec.handoff import INSTANCE, KERNEL, master_ports
+from flightllm.spec.handoff import INSTANCE, KERNEL, master_ports, wants_half_ports
 
 __all__ = ["link_cfg", "make_rules", "memories", "slr_tcl"]
 
@@ -29,11 +30,18 @@ def memories(config: HwConfig, card: Alveo) -> tuple[str, ...]:
 
 
 def link_cfg(config: HwConfig, card: Alveo) -> str:
-    """link.cfg for v++: one instance, its ports' pseudo-channels, its clock."""
+    """link.cfg for v++: one instance, its ports' pseudo-channels, its clocks."""
     lines = ["[connectivity]", f"nk={KERNEL}:1:{INSTANCE}"]
     for port, bank in zip(master_ports(config), memories(config, card)):
         lines.append(f"sp={INSTANCE}.{port}:{bank}")
-    lines += ["", "[clock]", f"freqHz={round(config.clock_mhz * 1e6)}:{INSTANCE}", ""]
+    clocks = {CLOCK: config.clock_mhz}
+    if wants_half_ports(config):
+        clocks[PORT_CLOCK] = config.memory.port_mhz
+    lines += ["", "[clock]"]
+    lines += [
+        f"freqHz={round(mhz * 1e6)}:{INSTANCE}.{clock}" for clock, mhz in clocks.items()
+    ]
+    lines.append("")
     return "\n".join(lines)
 
 

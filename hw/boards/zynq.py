@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from flightllm.hw.boards.families import Zynq
 from flightllm.hw.boards.tcl import Design
-from flightllm.hw.boards.wrapper import CLOCK, INTERRUPT, RESET
+from flightllm.hw.boards.wrapper import CLOCK, INTERRUPT, PORT_CLOCK, PORT_RESET, RESET
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
-from flightllm.spec.handoff import CONTROL_PORT, INSTANCE, VLNV, master_ports
+from flightllm.spec.handoff import (
+    CONTROL_PORT,
+    INSTANCE,
+    VLNV,
+    master_ports,
+    port_bytes,
+    wants_half_ports,
+)
 from flightllm.spec.registers import ADDRESS_BITS
 
 __all__ = ["design_tcl", "memories"]
@@ -85,23 +92,38 @@ def _port(chip: Zynq, number: int) -> tuple[str, str]:
     return f"ps/S_AXI_HP{number}", f"ps/S_AXI_HP{number}_ACLK"
 
 
+def _clocks(chip: Zynq) -> tuple[str, str]:
+    """Pins of the processing system's clocks: the core's, and the ports'."""
+    return ("ps/pl_clk0", "ps/pl_clk1") if chip.ultrascale else ("ps/FCLK_CLK0", "ps/FCLK_CLK1")
+
+
 def _channel(design: Design, config: HwConfig, chip: Zynq, number: int, master: str) -> None:
-    """One channel to its port, through a converter where width, clock or protocol differ."""
+    """One channel to its port, through a converter where width, clock or protocol still differ."""
     interface, clock_pin = _port(chip, number)
-    same = config.memory.port_mhz == config.clock_mhz
-    clocks = ("ps/pl_clk0", "ps/pl_clk1") if chip.ultrascale else ("ps/FCLK_CLK0", "ps/FCLK_CLK1")
-    clock = clocks[0 if same else 1]
-    if chip.ultrascale and same and 8 * config.beat_bytes == chip.port_bits:
+    half = wants_half_ports(config)
+    core, other = _clocks(chip)
+    mine = other if half else core
+    clock = mine if half or config.memory.port_mhz == config.clock_mhz else other
+    if chip.ultrascale and mine == clock and 8 * port_bytes(config) == chip.port_bits:
         design.join(f"{INSTANCE}/{master}", interface)
         design.net(clock, clock_pin)
         return
     name = f"convert{number}"
-    design.cell(name, SMARTCONNECT, {"NUM_SI": 1, "NUM_MI": 1, "NUM_CLKS": 1 if same else 2})
+    clocks = {"NUM_CLKS": 1 if mine == clock else 2}
+    design.cell(name, SMARTCONNECT, {"NUM_SI": 1, "NUM_MI": 1, **clocks})
     design.join(f"{INSTANCE}/{master}", f"{name}/S00_AXI")
     design.join(f"{name}/M00_AXI", interface)
-    design.net(clocks[0], f"{name}/aclk")
-    design.net(clock, clock_pin, *([] if same else [f"{name}/aclk1"]))
-    design.net("reset/interconnect_aresetn", f"{name}/aresetn")
+    design.net(mine, f"{name}/aclk")
+    design.net(clock, clock_pin, *([] if mine == clock else [f"{name}/aclk1"]))
+    design.net(f"{'port_' if half else ''}reset/interconnect_aresetn", f"{name}/aresetn")
+
+
+def _port_domain(design: Design, chip: Zynq, reset: str) -> None:
+    """The clock and reset of masters that have a domain of their own."""
+    design.cell("port_reset", "xilinx.com:ip:proc_sys_reset")
+    design.net(_clocks(chip)[1], f"{INSTANCE}/{PORT_CLOCK}", "port_reset/slowest_sync_clk")
+    design.net(reset, "port_reset/ext_reset_in")
+    design.net("port_reset/peripheral_aresetn", f"{INSTANCE}/{PORT_RESET}")
 
 
 def design_tcl(config: HwConfig, chip: Zynq) -> str:
@@ -124,6 +146,8 @@ def design_tcl(config: HwConfig, chip: Zynq) -> str:
     design.join(master, "control/S00_AXI")
     design.join("control/M00_AXI", f"{INSTANCE}/{CONTROL_PORT}")
     design.net(f"{INSTANCE}/{INTERRUPT}", "ps/pl_ps_irq0" if chip.ultrascale else "ps/IRQ_F2P")
+    if wants_half_ports(config):
+        _port_domain(design, chip, reset)
     for number, name in enumerate(master_ports(config)):
         _channel(design, config, chip, number, name)
     design.address(

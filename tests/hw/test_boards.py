@@ -15,9 +15,16 @@ from flightllm.hw.boards.families import Alveo, Versal, Zynq, family
 from flightllm.hw.boards.project import Project, make_project
 from flightllm.hw.boards.wrapper import WRAPPER, ports, wrapper_verilog
 from flightllm.hw.top import NAME, Top
-from flightllm.spec.config import load_config
+from flightllm.spec.config import HwConfig, load_config
 from flightllm.spec.errors import InputError
-from flightllm.spec.handoff import INSTANCE, KERNEL, VLNV, master_ports
+from flightllm.spec.handoff import (
+    INSTANCE,
+    KERNEL,
+    VLNV,
+    master_ports,
+    port_bytes,
+    wants_half_ports,
+)
 from flightllm.spec.registers import ADDRESS_BITS
 
 STUBS = Path(__file__).parent.parent / "support" / "vivado_stubs.tcl"
@@ -35,13 +42,18 @@ def written(board: str, folder: Path) -> Project:
     return project
 
 
+def clock_pins(config: HwConfig) -> list[str]:
+    """Clocks and resets of the accelerator."""
+    return [name for name, _, _ in ports(config) if name.startswith(("ap_clk", "ap_rst"))]
+
+
 def execute(board: str, folder: Path, script: str, **environment: str) -> dict[str, list]:
     """Run a script against the stubs; what they recorded, by kind."""
     config = load_config(board)
     interfaces = ";".join(["s_axi_control", *master_ports(config)])
     record = folder / "record"
     done = subprocess.run(
-        ["tclsh", STUBS, folder, record, script, interfaces],
+        ["tclsh", STUBS, folder, record, script, interfaces, ";".join(clock_pins(config))],
         capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", **environment},
     )  # fmt: skip
     if done.returncode:
@@ -65,7 +77,8 @@ def test_packaging_runs_and_knows_every_port(board: str, tmp_path: Path) -> None
     assert ("core", "name", name) in found["property"]
     assert ("core", "version", version) in found["property"]
     wanted = ["s_axi_control", *master_ports(load_config(board))]
-    assert [port for port, clock in found["associate"] if clock == "ap_clk"] == wanted
+    clock = "ap_clk_2" if wants_half_ports(load_config(board)) else "ap_clk"
+    assert found["associate"] == [(wanted[0], "ap_clk"), *((port, clock) for port in wanted[1:])]
     assert bool(found["xo"]) == (board in ALVEO)
 
 
@@ -152,7 +165,8 @@ def test_link_configuration_maps_every_port_to_its_pseudo_channel(
     assert [port for port, _ in pairs] == master_ports(config)
     assert [int(bank) for _, bank in pairs] == list(range(32))
     assert f"nk={KERNEL}:1:{INSTANCE}" in text
-    assert f"freqHz={round(config.clock_mhz * 1e6)}:{INSTANCE}" in text
+    assert f"freqHz={round(config.clock_mhz * 1e6)}:{INSTANCE}.ap_clk\n" in text
+    assert f"freqHz={round(config.memory.port_mhz * 1e6)}:{INSTANCE}.ap_clk_2\n" in text
     kernel = ElementTree.fromstring(project.files["kernel.xml"]).find("kernel")
     assert {port.get("name") for port in kernel.iter("port")} == {
         "s_axi_control", *master_ports(config)
@@ -173,14 +187,17 @@ def test_each_core_has_an_slr(board: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- the wrapper
 
 
-@pytest.mark.parametrize("board", ["tiny-2core", "kv260"])
+@pytest.mark.parametrize("board", ["tiny-2core", "kv260", "pynq-z2", "u280", "vck190"])
 def test_the_wrapper_has_the_top_s_ports(board: str) -> None:
+    """The ports of what `verilog_files` writes: half as wide where the memory's ports are."""
     config = load_config(board)
-    inner = {name: len(value) for name, (value, _) in Top(config).ports().items()}
+    half = wants_half_ports(config)
+    assert half == (board in ("pynq-z2", "u280", "vck190"))
+    inner = {name: len(value) for name, (value, _) in Top(config, half_ports=half).ports().items()}
     outer = {name: bits for name, bits, _ in ports(config)}
-    assert {name: bits for name, bits in inner.items() if name not in ("clk", "rst")} == {
-        name: bits for name, bits in outer.items() if name not in ("ap_clk", "ap_rst_n")
-    }
+    clocks = {"clk": "ap_clk", "rst": "ap_rst_n", "port_clk": "ap_clk_2", "port_rst": "ap_rst_n_2"}
+    assert {clocks.get(name, name): bits for name, bits in inner.items()} == outer
+    assert outer["m_axi_00_rdata"] == 8 * port_bytes(config)
     outputs = {name for name, _, output in ports(config) if output}
     assert {"interrupt", "s_axi_control_rdata", "m_axi_00_araddr"} <= outputs
     assert not {"s_axi_control_wdata", "m_axi_00_rdata"} & outputs

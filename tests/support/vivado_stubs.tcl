@@ -1,11 +1,13 @@
 # Stands in for Vivado: checks the shape of every command that the projects use, and records what was
 # made, one tab-separated line each: kind, then values.
-# argv: folder to run in, file to record in, script, interface pins of the accelerator (";" between).
+# argv: folder to run in, file to record in, script, interface pins of the accelerator, its clocks
+# and resets (";" between).
 
-lassign $argv folder record script interfaces
+lassign $argv folder record script interfaces clocks
 cd $folder
 set out [open $record w]
 set accelerator [split $interfaces ";"]
+set clock_pins [split $clocks ";"]
 array set cells {}
 array set joined {}
 array set driver {}
@@ -184,7 +186,7 @@ proc validate_bd_design {} {
     foreach name $::accelerator {
       if {![info exists ::joined($cell/$name)]} { fail "$cell/$name is not connected" }
     }
-    foreach pin {ap_clk ap_rst_n} {
+    foreach pin $::clock_pins {
       if {![info exists ::driver($cell/$pin)]} { fail "$cell/$pin is not driven" }
     }
   }
