@@ -1,7 +1,7 @@
 """A configuration's hardware as Verilog: one file for each unit, or one text."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from amaranth.back import rtlil, verilog
 
@@ -11,7 +11,7 @@ from flightllm.hw.top import NAME, Top
 from flightllm.spec.config import HwConfig
 from flightllm.spec.handoff import wants_half_ports
 
-__all__ = ["FILE_LIST", "TOP", "folder_files", "plain_modules", "verilog_files", "verilog_text"]
+__all__ = ["FILE_LIST", "TOP", "folder_files", "verilog_files", "verilog_text"]
 
 TOP = NAME
 FILE_LIST = f"{NAME}.f"
@@ -51,7 +51,7 @@ _RTLIL_USE = re.compile(r"^(module|  cell) \\(\S+)", re.MULTILINE)
 
 
 def design_rtlil(config: HwConfig, **options: bool) -> str:
-    """The design as RTLIL.
+    """The design as RTLIL; names of modules are plain identifiers.
 
     Parameters
     ----------
@@ -59,12 +59,7 @@ def design_rtlil(config: HwConfig, **options: bool) -> str:
     """
     library, top = Library(), Top(config, **options)
     text = rtlil.convert(top, name=NAME, ports=top.ports(), platform=library, emit_src=False)
-    return plain_modules([*library.texts.values(), text])
-
-
-def plain_modules(texts: Iterable[str]) -> str:
-    """RTLIL of several designs as one, names of modules as plain identifiers."""
-    text = "\n".join(texts)
+    text = "\n".join([*library.texts.values(), text])
     plain = {
         name: name.replace(".", "__").replace("$", "_") for name in _RTLIL_NAME.findall(text)
     }

@@ -5,17 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.back import rtlil
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import (
+    ClockDomain,
+    ClockSignal,
+    Instance,
+    Module,
+    Mux,
+    ResetSignal,
+    Signal,
+)
+from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.boards.ulx3s.bridge import HostBridge
 from flightllm.hw.boards.ulx3s.sdram import SdramController, SdramTiming, pins_signature
 from flightllm.hw.boards.ulx3s.uart import Receiver, Transmitter
+from flightllm.hw.control import lite_signature
 from flightllm.hw.memory.axi import channel_signature, named_ports
-from flightllm.hw.sharing import Library
-from flightllm.hw.top import Top
-from flightllm.hw.verilog import plain_modules
+from flightllm.hw.top import NAME
+from flightllm.hw.verilog import design_rtlil
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 from flightllm.spec.serial import BAUD, BEAT
@@ -128,7 +137,7 @@ class Shell(wiring.Component):
             )
         self._divisor = divisor or round(config.clock_mhz * 1e6 / BAUD)
         self._timing = SdramTiming.at(config.clock_mhz)
-        self.core = Top(config)
+        self.domain = ClockDomain("sync")
         super().__init__({
             "received": In(1, init=1), "sent": Out(1, init=1), "pins": Out(pins_signature()),
             "interrupt": Out(1),
@@ -136,39 +145,46 @@ class Shell(wiring.Component):
 
     def ports(self) -> dict[str, Any]:
         """Every port by its name in Verilog."""
-        domain = self.core.domain
         return {
-            "clk": (domain.clk, None), "rst": (domain.rst, None),
+            "clk": (self.domain.clk, None), "rst": (self.domain.rst, None),
             "received": (self.received, None), "sent": (self.sent, None),
             "interrupt": (self.interrupt, None), **named_ports("sdram", self.pins),
         }  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.submodules.core = core = self.core
+        m.domains += self.domain
+        control = lite_signature().create(path=("control",))
+        memory = channel_signature(BEAT, ADDRESS_BITS).create(path=("memory",))
+        m.submodules.core = self._core(wiring.flipped(control), memory)
         m.submodules.receiver = receiver = Receiver(self._divisor)
         m.submodules.transmitter = transmitter = Transmitter(self._divisor)
         m.submodules.bridge = bridge = HostBridge(BYTE_BITS * self._divisor)
         m.submodules.share = share = MemoryShare()
-        m.submodules.memory = memory = SdramController(self._timing)
-        m.d.comb += [
-            receiver.line.eq(self.received), self.sent.eq(transmitter.line),
-            self.interrupt.eq(core.interrupt),
-        ]  # fmt: skip
+        m.submodules.sdram = sdram = SdramController(self._timing)
+        m.d.comb += [receiver.line.eq(self.received), self.sent.eq(transmitter.line)]
         wiring.connect(m, receiver.o, bridge.i)
         wiring.connect(m, bridge.o, transmitter.i)
-        wiring.connect(m, bridge.control, core.control)
-        wiring.connect(m, core.axi[0], share.core)
+        wiring.connect(m, bridge.control, wiring.flipped(control))
+        wiring.connect(m, memory, share.core)
         wiring.connect(m, bridge.memory, share.host)
-        wiring.connect(m, share.port, memory.axi)
-        wiring.connect(m, memory.pins, wiring.flipped(self.pins))
+        wiring.connect(m, share.port, sdram.axi)
+        wiring.connect(m, sdram.pins, wiring.flipped(self.pins))
         return m
+
+    def _core(self, control: Any, memory: Any) -> Instance:
+        """The core as the module that `design_rtlil` makes, so that it can be simulated alone."""
+        ports: dict[str, Any] = {
+            "i_clk": ClockSignal(), "i_rst": ResetSignal(), "o_interrupt": self.interrupt,
+        }  # fmt: skip
+        for interface in (("s_axi_control", control), ("m_axi_00", memory)):
+            for name, (value, flow) in named_ports(*interface).items():
+                ports[f"{'i' if flow is PortDirection.Input else 'o'}_{name}"] = value
+        return Instance(NAME, **ports)
 
 
 def shell_rtlil(config: HwConfig, divisor: int | None = None) -> str:
-    """The shell as RTLIL, parts that are alike as modules of their own; see `Shell`."""
-    library, shell = Library(), Shell(config, divisor)
-    text = rtlil.convert(
-        shell, name=SHELL, ports=shell.ports(), platform=library, emit_src=False
-    )
-    return plain_modules([*library.texts.values(), text])
+    """The shell and the core in it as RTLIL; see `Shell`."""
+    shell = Shell(config, divisor)
+    text = rtlil.convert(shell, name=SHELL, ports=shell.ports(), emit_src=False)
+    return design_rtlil(config) + "\n" + text
