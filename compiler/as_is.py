@@ -23,8 +23,8 @@ from flightllm.spec.formats import MatrixFormat, Second
 from flightllm.spec.quant import GROUPS, QuantTensor
 
 __all__ = [
-    "FALLBACK", "AsIsReport", "Event", "Kept", "keep", "obstacle", "plan_of", "powers_of_two",
-    "unwanted",
+    "FALLBACK", "AsIsReport", "Event", "Kept", "keep", "obstacle", "obstacle_of_kind", "plan_of",
+    "powers_of_two", "unwanted",
 ]  # fmt: skip
 
 F32 = NDArray[np.float32]
@@ -86,6 +86,17 @@ def unwanted(name: str, config: ModelConfig, options: QuantOptions) -> str | Non
     return None
 
 
+def obstacle_of_kind(kind: CodeKind) -> str | None:
+    """As `obstacle`, before codes are read: what only the numbers tell is taken to be as usual."""
+    if kind.scattered:
+        return "the columns of a group lie apart (act-order with groups)"
+    if kind.group and kind.group % GROUPS[0]:
+        return f"groups of {kind.group} columns are no multiple of {GROUPS[0]}"
+    if kind.bits == 8 and kind.minima:
+        return f"8-bit levels with minima are beyond the array's -{LEVEL_MAX} to {LEVEL_MAX}"
+    return None
+
+
 def plan_of(kind: CodeKind, columns: int) -> MatrixPlan | None:
     """How `keep` stores codes of a kind, or None where `obstacle` finds something.
 
@@ -93,7 +104,7 @@ def plan_of(kind: CodeKind, columns: int) -> MatrixPlan | None:
     two numbers that it cannot hold exactly.
     """
     whole = not 0 < kind.group < columns
-    if kind.scattered or (not whole and kind.group % GROUPS[0]) or (kind.bits == 8 and kind.minima):
+    if obstacle_of_kind(replace(kind, group=0) if whole else kind) is not None:
         return None
     group = group_for(columns, GROUPS[-1])
     if not whole:

@@ -400,7 +400,10 @@ def config_from_dict(data: dict[str, Any], where: str, name: str = "model") -> M
     fields = Fields(data, where)
     kind = fields.text("model_type")
     if kind not in ARCHITECTURES:
-        raise fields.fail(f"model_type {kind!r} is not supported (only {', '.join(ARCHITECTURES)})")
+        raise fields.fail(
+            f"model_type {kind!r} is not supported (only {', '.join(ARCHITECTURES)}): a decoder of"
+            " the same structure can be given as an ONNX file or torch.export program"
+        )
     classes = data.get("architectures")
     if classes is not None and classes != [ARCHITECTURES[kind]]:
         raise fields.fail(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flightllm.hardware import Board, as_config
+from flightllm.operators import Finding, of_codes, of_config, of_graph
 from flightllm.prompts import tokenizer_of
 from flightllm.spec.config import HwConfig, load_config, preset_names
 from flightllm.spec.errors import InputError
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from flightllm.spec.image import Program
 
 __all__ = ["CheckReport", "Finding", "check"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: `what`, whether it is all right, and why or why not."""
-
-    what: str
-    ok: bool
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
     config = as_config(board)
     max_length = options.pop("max_length", None)
     wanted = QuantOptions(**options)
-    operators = _operators(model)
+    operators = of_graph(Path(model))
     if not all(finding.ok for finding in operators):
         return CheckReport(operators, [], None)
     try:
@@ -91,7 +83,9 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
         if not operators:
             raise
         return CheckReport([*operators, Finding("decoder", False, str(error))], [], None)
-    findings = [*operators, _model(checkpoint), _weights(checkpoint), _tokenizer(checkpoint)]
+    operators = operators or of_config(checkpoint.config)
+    findings = [*operators, _model(checkpoint), _weights(checkpoint)]
+    findings += [*of_codes(checkpoint, wanted), _tokenizer(checkpoint)]
     findings += [Finding("note", True, text) for text in checkpoint.notes]
     shapes = _Shapes(checkpoint)
     program, fit = _fit(shapes, wanted, config, max_length)
@@ -102,29 +96,6 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
     elif wanted.kept != 16:
         findings.append(_sparsity(shapes, wanted, config, program))
     return CheckReport(findings, changes, program)
-
-
-def _operators(model: str | Path) -> list[Finding]:
-    """Of an exported graph, each operator; of those not supported each node, why, and a remedy."""
-    from flightllm.models.checkpoint import open_graph
-    from flightllm.models.graph_structure import unsupported
-
-    path = Path(model)
-    graph = open_graph(path) if path.is_file() else None
-    if graph is None:
-        return []
-    missing = unsupported(graph)
-    wrong = [
-        Finding(f"operator {node.called}", False, f"node {node.name!r} is not supported: {remedy}")
-        for node, remedy in missing
-    ]
-    names = {node.called for node, _ in missing}
-    found = [
-        Finding(f"operator {name}", True, f"{count} node{'s' if count > 1 else ''}")
-        for name, count in sorted(graph.counts().items())
-        if name not in names
-    ]
-    return found + wrong
 
 
 def _model(checkpoint: Checkpoint) -> Finding:
@@ -169,9 +140,7 @@ class _Shapes:
         self.checkpoint, self.facts = checkpoint, checkpoint.config
         self._known: dict[QuantOptions, ModelShape] = {}
 
-    def compiled(
-        self, options: QuantOptions, config: HwConfig, max_length: int | None
-    ) -> Program:
+    def compiled(self, options: QuantOptions, config: HwConfig, max_length: int | None) -> Program:
         from flightllm.compiler.build import build_shape
         from flightllm.compiler.shape_before import shape_before
 

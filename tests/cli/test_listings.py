@@ -43,8 +43,9 @@ def test_check_of_what_runs(cli, model: Path) -> None:
     done = cli("check", model, "--json")
     assert done.code == 0
     assert done.json["ok"] and done.json["max_length"] == 64
+    operators = ("Embedding", "RMSNorm", "Linear", "RoPE", "Attention", "SiLU")
     assert [finding["what"] for finding in done.json["findings"]] == [
-        "model", "weights", "tokenizer", "board tiny",
+        *(f"operator {name}" for name in operators), "model", "weights", "tokenizer", "board tiny",
     ]  # fmt: skip
     assert cli("check", model).code == 0
 
