@@ -47,11 +47,15 @@ def _matmul(right: str = "other") -> Emitter:
 
 
 def _addmm(b: Builder, a: Arguments, outs: Outputs) -> str:
-    if a.get("beta", 1) != 1 or a.get("alpha", 1) != 1:
-        raise InputError("alpha and beta other than 1 are not supported")
-    kind = outs[0].kind
+    kind, alpha, beta = outs[0].kind, a.get("alpha", 1), a.get("beta", 1)
     names = ("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")
-    return _product(b, a[names[0]], b.cast(a[names[1]], kind), a["self"], kind)
+    if alpha == 1 == beta:
+        return _product(b, a[names[0]], b.cast(a[names[1]], kind), a["self"], kind)
+    made = _product(b, a[names[0]], b.cast(a[names[1]], kind), None, kind)
+    made = b.emit("Mul", made, b.operand(alpha, kind))
+    if beta == 0:
+        return made
+    return b.emit("Add", b.emit("Mul", b.cast(a["self"], kind), b.operand(beta, kind)), made)
 
 
 def _einsum(b: Builder, a: Arguments, outs: Outputs) -> str:

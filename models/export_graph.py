@@ -147,14 +147,23 @@ class _Walker:
         before = len(self.builder.nodes)
         emitter = ATEN.get(target)
         if emitter is None:
-            reads = [x.name for x in _refs(arguments.values())]
-            self.builder.emit(target, *reads, outputs=max(1, len(outs)))
-            return self.builder.all_outputs()
-        made = emitter(self.builder, arguments, outs)
+            return self._refused(target, arguments, outs)
+        try:
+            made = emitter(self.builder, arguments, outs)
+        except InputError as error:
+            return self._refused(target, arguments, outs, refused=str(error))
         names = [made] if isinstance(made, str) else list(made)
         if len(self.builder.nodes) == before:  # nothing is computed, but the node shows
             names = [self.builder.emit("Identity", name) for name in names]
         return names
+
+    def _refused(
+        self, target: str, arguments: dict[Any, Any], outs: list[Ref], **why: str
+    ) -> Sequence[str]:
+        """A node that stays as it is, so that `check` reports it with the others."""
+        reads = [x.name for x in _refs(arguments.values())]
+        self.builder.emit(target, *reads, outputs=max(1, len(outs)), **why)
+        return self.builder.all_outputs()
 
     def _inlined(self, arguments: dict[Any, Any], depth: int) -> Sequence[str]:
         """The results of a graph inside a node, its own nodes added to this one's graph."""

@@ -89,7 +89,9 @@ def _snapped(probe: Probe, nodes: list[Any], found: float, linear: Linear) -> fl
     near = [eps for eps in named if 0 < eps < 0.1 and abs(eps - found) < 0.2 * eps + 1e-7]
     if not near:
         raise probe.decoder.graph.fail(
-            linear.node, f"the epsilon of the norm in front of it (near {found:.1g}) is not found"
+            linear.node,
+            f"the epsilon of the norm in front of it (near {found:.1g}) is not found (embeddings"
+            " that are scaled or normalised look like this, and are not supported)",
         )
     # As transformers writes it: graphs hold float32, configurations decimal numbers.
     return float(f"{min(near, key=lambda eps: abs(eps - found)):.6g}")

@@ -73,7 +73,7 @@ class Decoder:
 def unsupported(graph: Graph) -> list[tuple[Node, str]]:
     """Nodes that cannot be evaluated, each with what to do about it."""
     return [
-        (node, _remedy(node.op))
+        (node, node.attributes.get("refused") or _remedy(node.op))
         for node in sorted(graph.nodes, key=graph.place)
         if node.op not in ALL and node.op != "com.microsoft:MatMulNBits"
     ]
@@ -83,6 +83,8 @@ def _remedy(op: str) -> str:
     for name, remedy in REMEDIES.items():
         if op == name or (name.endswith("*") and op.startswith(name[:-1])):
             return remedy
+    if op.startswith("aten.") and op.split(".")[1].endswith("_"):
+        return "it writes in place: call run_decompositions() on the program before it is saved"
     return "replace it, or export the model without it"
 
 

@@ -94,6 +94,8 @@ def networks(x: torch.Tensor, y: torch.Tensor, n: torch.Tensor, t: torch.Tensor)
         aten.linear(x, w, b), aten.linear(x, w), aten.matmul(x, w.t()), aten.mm(rows, w.t()),
         aten.bmm(x, aten.expand(w.t(), [x.shape[0], 8, 6])), aten.bmm(x, y.transpose(1, 2)),
         aten.addmm(b, rows, w.t()), aten.baddbmm(b, x, w.t().expand(x.shape[0], 8, 6)),
+        aten.addmm(b, rows, w.t(), beta=0.5, alpha=2), aten.baddbmm(x @ w.t(), x, w.t().expand(
+            x.shape[0], 8, 6), beta=0, alpha=0.25),
         aten.einsum("btd,od->bto", [x, w]), aten.embedding(w, n), aten.softmax.int(y, -1),
         aten._softmax(y, 1, False), aten._safe_softmax(y, -1), aten.silu(y), aten.gelu(y),
         aten.gelu(y, approximate="tanh"), aten.layer_norm(x, [8], gain, gain, 1e-3),

@@ -170,6 +170,44 @@ def test_an_operator_that_is_not_supported(edited: Any) -> None:
     assert wrong[0].detail.startswith("node 'silu' is not supported: replace it")
 
 
+def test_operators_that_need_something_else(edited: Any) -> None:
+    """Each node has its own reason, and what to do."""
+
+    def change(data: dict[str, Any]) -> None:
+        nodes(data, "silu")[0]["target"] = "torch.ops.aten.silu_.default"
+        nodes(data, "scaled_dot_product_attention")[0]["inputs"].append(
+            {"name": "dropout_p", "arg": {"as_float": 0.5}, "kind": 2}
+        )
+
+    wrong = [finding for finding in check(edited(program(change))).findings if not finding.ok]
+    assert [finding.what for finding in wrong] == [
+        "operator aten.scaled_dot_product_attention.default", "operator aten.silu_.default",
+    ]  # fmt: skip
+    assert "attention with dropout is of training: export in evaluation mode" in wrong[0].detail
+    assert "it writes in place: call run_decompositions()" in wrong[1].detail
+
+
+@pytest.mark.parametrize("name", ["Phi3", "Starcoder2"])
+def test_other_names_of_the_same_structure(name: str, tmp_path: Path) -> None:
+    """Fused matrices (Phi-3), RoPE with LayerNorm and GELU (StarCoder2): no name is asked for."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 96, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    kind, config = (getattr(transformers, f"{name}{part}") for part in ("ForCausalLM", "Config"))
+    model = kind(config(**sizes)).eval()
+    checkpoint, made = quantised_as_is(export_program(model, tmp_path / "m.pt2"), weights="w8g32")
+    ids = torch.tensor([[5, 17, 80, 3, 44, 9, 60]])
+    with torch.no_grad():
+        logits = model(ids).logits
+    torch.testing.assert_close(FloatModel.load(checkpoint).forward(ids), logits, atol=2e-4, rtol=0)
+    same_bits(made)
+
+
 def test_a_changed_formula_is_seen(edited: Any) -> None:
     def gate(data: dict[str, Any]) -> None:
         nodes(data, "silu")[1]["target"] = "torch.ops.aten.tanh.default"
