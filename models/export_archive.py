@@ -83,17 +83,27 @@ class Stored:
 
     def load(self) -> Array:
         """The values; bfloat16 as float32."""
+        return self._widened(self._stored())
+
+    def part(self, rows: slice) -> Array:
+        """Some rows of the values; bfloat16 as float32."""
+        return self._widened(self._stored()[rows])
+
+    def _widened(self, stored: Array) -> Array:
+        if not self.bfloat16:
+            return stored
+        return np.asarray((stored.astype(np.uint32) << np.uint32(16)).view(np.float32))
+
+    def _stored(self) -> Array:
+        """A view of the file; bfloat16 as its bits."""
         if not math.prod(self.shape):
-            return np.zeros(self.shape, np.float32 if self.bfloat16 else self.dtype)
+            return np.zeros(self.shape, self.dtype)
         step = self.dtype.itemsize
         raw = np.memmap(self.path, np.uint8, "c", self.start, (self.size // step * step,))
         whole = raw.view(self.dtype)[self.first :]
-        made = np.lib.stride_tricks.as_strided(
+        return np.lib.stride_tricks.as_strided(
             whole, self.shape, [stride * step for stride in self.strides]
         )
-        if self.bfloat16:
-            return (made.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return made
 
 
 class Archive:

@@ -46,6 +46,8 @@ SMALL = 3e-3
 """Size of values at which a norm's epsilon shows."""
 LONGEST_PROBE = 600
 """Tokens up to which a sliding window is tried out."""
+BLOCK = 4096
+"""Rows of large matrices that are compared at a time."""
 
 
 @dataclass
@@ -328,10 +330,25 @@ def _config(
 
 def _tied(decoder: Decoder, embed: Lookup) -> bool:
     """Whether the head is the embedding: one constant, or two with equal values."""
-    head = decoder.head
+    head, weights = decoder.head, decoder.weights
     if head.codes is not None or (head.rows, head.columns) != embed.shape:
         return False
-    return bool(np.array_equal(head.weight(), decoder.weights.read(embed.matrix)))
+    one, other = weights.stored(head.node.inputs[1]), weights.stored(embed.matrix)
+    square = head.rows == head.columns  # then it may be turned
+    if one is not None and one == other and not square:
+        return True
+    if one is None or other is None or one.shape != other.shape or square:
+        return _equal(head.weight(), weights.read(embed.matrix))
+    blocks = range(0, one.shape[0], BLOCK)
+    return all(
+        np.array_equal(one.part(slice(i, i + BLOCK)), other.part(slice(i, i + BLOCK)))
+        for i in blocks
+    )
+
+
+def _equal(a: Array, b: Array) -> bool:
+    """Equality, block by block, so that a difference is found early."""
+    return all(np.array_equal(a[i : i + BLOCK], b[i : i + BLOCK]) for i in range(0, len(a), BLOCK))
 
 
 def _biased(linear: Linear) -> bool:

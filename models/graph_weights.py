@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flightllm.models.codes import Codes
 from flightllm.models.graph_eval import Evaluation
-from flightllm.models.op_graph import Graph, Node
+from flightllm.models.op_graph import Constant, Graph, Node
 from flightllm.spec.errors import InputError
 
 __all__ = ["Linear", "Lookup", "Weights"]
@@ -95,6 +95,14 @@ class Weights:
                 raise self.graph.fail(node, f"perm {list(order)} does not fit {list(inner)}")
             return tuple(inner[axis] for axis in order)
         return self.read(name).shape
+
+    def stored(self, name: str) -> Constant | None:
+        """The matrix in the file that a value is, perhaps turned; None when it is computed."""
+        node = self.graph.producers.get(name)
+        while node is not None and node.op in ("Transpose", "Cast", "Identity"):
+            name = node.inputs[0]
+            node = self.graph.producers.get(name)
+        return self.graph.constants.get(name)
 
     def read(self, name: str) -> Array:
         """A constant value."""

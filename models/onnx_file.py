@@ -59,6 +59,10 @@ class OnnxConstant:
                 raise InputError(f"{self._where}: cannot be read ({error})") from error
         return self._external()
 
+    def part(self, rows: slice) -> Array:
+        """Some rows of the values."""
+        return self.load()[rows]
+
     def _external(self) -> Array:
         import onnx
         from onnx import numpy_helper

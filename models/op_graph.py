@@ -65,8 +65,11 @@ class Constant(Protocol):
     def load(self) -> Array:
         """The values; where the file allows it a view of the mapped file."""
 
+    def part(self, rows: slice) -> Array:
+        """Some rows of the values."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Value:
     """A constant in memory."""
 
@@ -80,6 +83,10 @@ class Value:
     def load(self) -> Array:
         """The values."""
         return self.array
+
+    def part(self, rows: slice) -> Array:
+        """Some rows."""
+        return self.array[rows]
 
 
 @dataclass(frozen=True)
