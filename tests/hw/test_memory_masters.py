@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,8 @@ from flightllm.hw.memory.weight_fifo import WeightFifo
 from flightllm.hw.memory.write_master import WriteMaster
 
 BYTES = 1 << 14
-STREAMS = [(0.0, 0.0), (0.4, 0.0), (0.0, 0.4), (0.3, 0.6)]
+STREAMS = [*itertools.product((0.0, 0.4, 0.8), repeat=2)]
+"""Chance of a cycle without an offer, and of one in which nobody takes it."""
 
 
 def simulate(dut: Any, bench: Callable[[Any], Any]) -> None:

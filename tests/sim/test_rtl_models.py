@@ -1,4 +1,8 @@
-"""Whole models on the generated hardware: `make test-rtl`. Builds take minutes."""
+"""Whole models on the generated hardware: `make test-rtl`. Builds take minutes.
+
+`pytest -s -m rtl tests/sim/test_rtl_models.py -k bits_of` prints the figures of
+docs/rtl-simulation.md.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +52,15 @@ def _generate(program: Program, on: str) -> Generation:
         return loaded.generate(ids, TOKENS)
 
 
-def _same(program: Program) -> Generation:
-    """Run on both executors; what the hardware made of it."""
+def _same(program: Program, name: str) -> Generation:
+    """Run on both executors; what the hardware made of it. Prints a row of docs' table."""
     want, found = _generate(program, "functional"), _generate(program, "rtl")
     assert found.token_ids == want.token_ids
     assert found.memory_sha256 == want.memory_sha256
+    print(
+        f"\n| {program.config.name} | {name} | {found.cycles_per_token:,.0f} | "
+        f"{found.prefill_cycles:,} | {found.seconds_per_token:.2f} |"
+    )
     return found
 
 
@@ -62,12 +70,13 @@ def _same(program: Program) -> Generation:
 def test_stories_give_the_bits_of_the_functional_simulator(
     stories: Path, board: str, weights: str, sparsity: str
 ) -> None:
-    _same(_program(str(stories), board, weights, sparsity))
+    name = f"stories260k {weights}" + (f", {sparsity}" if sparsity != "none" else "")
+    _same(_program(str(stories), board, weights, sparsity), name)
 
 
 @pytest.mark.parametrize("board", ["tiny", "tiny-2core"])
 def test_the_demo_gives_the_bits_of_the_functional_simulator(board: str) -> None:
-    _same(_program("demo", board, None, "none"))
+    _same(_program("demo", board, None, "none"), "demo")
 
 
 @pytest.mark.parametrize("settings_", ["stalls=0.3,seed=9", "latency=300", "bandwidth=8"])
