@@ -185,7 +185,7 @@ def _regions(shape: ModelShape, part: CoreTile, config: HwConfig, stride: int, i
         "topk": max(lists, tokens + 1), "lists": lists * cores if cores > 1 else 0,
         "amax": tokens * cores, "sums": tokens * -(-shape.dim // 16), "scale_x": tokens,
         "scale_a": tokens, "scale_m": tokens, "rope": tokens * size,
-        "x": tokens * part.dim.size, "gain_attn": part.dim.size, "gain_mlp": part.dim.size,
+        "x": tokens * part.dim.size, "gain_mlp": part.dim.size, "gain_attn": part.dim.size,
     }  # fmt: skip
     for name in (*shape.matrices, "head"):
         if name in shape.biases:

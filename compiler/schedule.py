@@ -74,7 +74,8 @@ class _Emitter(AttentionBuilder):
             ("vbase", self.units("kv", self.part.kv.size * self.layout.memory.key_region)),
         ):
             self.scalar("add", name, value)
-        self.load_ahead(0)
+        self.load_vector("gain_attn", "attn_norm")
+        self.load_biases(("q", "k", "v"))
         if self.decode or not halves(self.config):
             self.loop("layers", self.graph.layers, self.layer)
         else:
@@ -134,10 +135,12 @@ class _Emitter(AttentionBuilder):
             handler(node)
         self.half = None
         if loads:
-            # Here the FIFOs are full, and the matrix that the engine waits for is on its way.
-            self.load_vector("gain_mlp", "mlp_norm")
+            # The matrix that the engine waits for is on its way; the next one is asked for while
+            # the gains are written.
+            ahead = self.layout.memory.vector_stride
             self.load_biases(("gate", "up", "down"))
-            self.load_ahead(self.layout.memory.vector_stride)
+            self.load_biases(("q", "k", "v"), ahead)
+            self.load_gains(ahead)
 
     def layer(self) -> None:
         for node in self.graph.body:
@@ -153,11 +156,15 @@ class _Emitter(AttentionBuilder):
 
     # -------------------------------------------------------------------------------- loads
 
-    def load_ahead(self, ahead: int) -> None:
-        """What the layer whose record lies `ahead` bytes on needs first; the last one finds the
-        final norm there."""
-        self.load_vector("gain_attn", "attn_norm", ahead)
-        self.load_biases(("q", "k", "v"), ahead)
+    def load_gains(self, ahead: int) -> None:
+        """The gains of this layer's second norm and of the first of the layer whose record lies
+        `ahead` bytes on; the last layer finds the final norm there."""
+        offsets, size = self.layout.memory.vectors, self.region("gain_mlp").size
+        assert self.at("gain_attn") == self.at("gain_mlp", size)
+        self.step("ld.vec", addr=reg("vec", offsets["mlp_norm"] // ALIGN), dst=self.at("gain_mlp"),
+                  n=size, count=2, dstride=size,
+                  mstride=(offsets["attn_norm"] + ahead - offsets["mlp_norm"]) // ALIGN,
+                  touch=self.writes("gain_mlp", "gain_attn"))  # fmt: skip
 
     def load_biases(self, names: tuple[str, ...], ahead: int = 0) -> None:
         for name in names:

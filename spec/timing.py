@@ -19,7 +19,8 @@ from flightllm.spec.parameters import MatrixParameters, matrix_parameters
 
 __all__ = [
     "ADD", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MUL", "OUTSTANDING",
-    "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "EngineTiming", "MatrixTiming",
+    "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "VECTOR_BEATS", "WRITES", "EngineTiming",
+    "MatrixTiming",
     "engine_timing", "exchange_cycles", "gather_cycles", "matrix_timing", "misc_cycles",
     "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles", "vector_setup",
 ]  # fmt: skip
@@ -34,7 +35,9 @@ OUTSTANDING = 16
 MASTER_COMMANDS = 4
 """Transfers that wait at a memory master."""
 FIFO_PASS = 2
-"""Cycles in which a beat passes the weight FIFO."""
+"""Cycles in which a beat passes the weight FIFO, or that of vectors."""
+VECTOR_BEATS = 32
+"""Depth of a channel's FIFO for vectors."""
 
 # ---------------------------------------------------------------------------------- dispatcher
 
@@ -106,9 +109,12 @@ def store_setup(name: str, operands: Mapping[str, int], channels: int) -> int:
 
 
 STORE_PIPE = 4
-"""From a store's job to its beat."""
+"""From a store's job to its beat: a read of F or A, a register behind it, the FIFO of beats."""
 TRANSFER = 3
-"""A beat that begins a transfer waits for its command to pass the master."""
+"""A beat that begins a transfer waits for its command to pass the master: its queue, the splitter,
+the FIFO of bursts."""
+WRITES = 32
+"""Bursts without a response that a write master has at most."""
 
 # ---------------------------------------------------------------------------------- engine
 

@@ -182,7 +182,7 @@ def measure(case: Case, program: Program | None = None) -> dict[str, Any]:
     for unit in UNITS:
         there = rtl_counters.get(f"{unit}.busy", 0) / cores
         if there:
-            mine = counters[f"{unit}.busy"]
+            mine = round(counters[f"{unit}.busy"] / cores)
             units[unit] = [round(there), mine, round(100 * (mine / there - 1), 2)]
     return {
         "case": case.name, "rtl": rtl, "model": model,

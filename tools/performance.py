@@ -218,10 +218,11 @@ def _percent(entry: Mapping[str, Any]) -> str:
 
 
 def idle(measure: Measurer) -> str:
-    """Busy cycles of each unit in decoding, of the core that did longest."""
+    """Busy cycles of each unit in decoding, the mean of the cores."""
     found = measure("llama2-7b", "u280", {"weights": "w3.5g128", "context": 1024})
     busy = Counter({
-        name.removesuffix(".busy"): cycles for name, cycles in found.counters.items()
+        name.removesuffix(".busy"): round(cycles / found.config.cores)
+        for name, cycles in found.counters.items()
         if name.endswith(".busy")
     })  # fmt: skip
     rows = [[unit, f"{cycles:,}", f"{100 * cycles / found.cycles:.1f} %"]

@@ -77,7 +77,7 @@ class UnitMonitor(wiring.Component):
             m.d.sync += self.running.eq(0)
         held = Cat(waits[reason] for reason in self.REASONS).any()
         steps = {
-            "BUSY": self.running & ~held,
+            "BUSY": self.running,
             "WAIT": held | (~self.running & self.missing.any()),
             "INSTRUCTIONS": self.ended,
             "BEATS": self.beats,

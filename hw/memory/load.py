@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, ResetInserter, Signal, Value
+from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -21,6 +21,9 @@ __all__ = ["LoadUnit"]
 
 class _Control(wiring.Component):
     """Executes LD's instructions; everything of the unit but the masters.
+
+    A matrix behind vectors is planned and asked for while their data are on the way, if it waits
+    for nobody: their requests are sent, and those of the matrix may follow.
 
     Members
     -------
@@ -58,42 +61,60 @@ class _Control(wiring.Component):
         is_stream = front.function == stream_.function
         is_gather = front.function == gather.function
         is_vector = (front.function == vec.function) | is_gather
-        address = front.operand("ld.stream", "addr")
+        early, begin, over, ending = (Signal(name=name) for name in (
+            "early", "begin_early", "over", "ending",
+        ))  # fmt: skip
+
+        def operand(name: str) -> Value:
+            now, coming = (front.operand("ld.stream", name, c) for c in (False, True))
+            return Mux(early | begin, coming, now)
+
         for name in ("rows", "kgroups", "fmt", "first", "start"):
-            m.d.comb += getattr(plan, name).eq(front.operand("ld.stream", name))
+            m.d.comb += getattr(plan, name).eq(operand(name))
         for name in OPERANDS:  # ld.vec's operands are the first of ld.gather's
             m.d.comb += getattr(vectors, name).eq(front.operand("ld.gather", name))
         assert vec.flags == gather.flags == ("half",)
         m.d.comb += [
             vectors.half.eq(front.flags[0]),
             vectors.gather.eq(is_gather),
-            plan.go.eq(front.start & is_stream),
+            begin.eq(
+                front.busy & is_vector & vectors.sent & ~early & front.complete
+                & (front.next_function == stream_.function) & (front.semaphores.wait == 0)
+            ),
+            plan.go.eq(begin | (front.start & is_stream & ~early)),
+            ending.eq(plan.planned & plan.next & plan.last),
             vectors.go.eq(front.start & is_vector),
-            self.vector.eq(is_vector),
+            self.vector.eq(is_vector & ~early),
             self.busy.eq(~front.idle),
             self.hungry.eq(
                 front.busy & is_vector & ~Cat(port.valid for port in self.beats).any()
             ),
         ]  # fmt: skip
-        self._send(m, plan, vectors, address)
+        with m.If(begin):
+            m.d.sync += early.eq(1)
+        with m.Elif(front.start & is_stream):
+            m.d.sync += early.eq(0)
+        m.d.sync += over.eq(early & ~(front.start & is_stream) & (over | ending))
+        self._send(m, plan, vectors, operand("addr"), early)
         nothing = Signal()
-        m.d.sync += nothing.eq(front.start & ~is_stream & ~is_vector)
-        m.d.comb += front.done.eq(
-            nothing | vectors.done | (plan.planned & plan.next & plan.last)
-        )  # fmt: skip
+        m.d.sync += nothing.eq(front.start & Mux(is_stream, over | (early & ending), ~is_vector))
+        m.d.comb += front.done.eq(nothing | vectors.done | (ending & ~early))
         return m
 
-    def _send(self, m: Module, plan: Any, vectors: Any, address: Value) -> None:
+    def _send(self, m: Module, plan: Any, vectors: Any, address: Value, early: Signal) -> None:
         """Requests of the stream plan or of the vectors; only one of them has any."""
         request, size = self.requests, (ALIGN // self._beat).bit_length() - 1
-        wanted, payload = Signal(), request.payload
+        wanted, beyond, payload = Signal(), Signal(), request.payload
         end = payload.address + ((payload.beats + (1 << size) - 1) >> size)
         m.d.comb += [
-            self.outside.eq(wanted & (end > self._limit)),
-            request.valid.eq(wanted & ~self.outside),
+            beyond.eq(wanted & (end > self._limit)),
+            self.outside.eq(beyond & ~early),  # else it waits for its instruction's start
+            request.valid.eq(wanted & ~beyond),
             self.stalled.eq(request.valid & ~request.ready),
             vectors.requests.ready.eq(request.ready),
-            plan.next.eq(plan.planned & (request.ready | (plan.size == 0))),
+            plan.next.eq(
+                plan.planned & ((request.ready & ~(beyond & early)) | (plan.size == 0))
+            ),
         ]
         with m.If(self.vector):
             m.d.comb += [

@@ -1,4 +1,8 @@
-"""ST's pipeline: reads a job's data from F or A, lays them out as a beat, hands it to a channel."""
+"""ST's pipeline: reads a job's data from F or A, lays them out as a beat, hands it to a channel.
+
+Commands go to the masters ahead of their beats, so that a transfer of one beat can begin every cycle
+although a command takes three cycles through its master.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -47,12 +51,9 @@ class StorePipe(wiring.Component):
         self.address_bits = address_bits = (channel_bytes - 1).bit_length()
         self._job = StoreJob(channels, beat_bytes, lanes)
         self._command = WriteCommand(beat_bytes, address_bits)
-        self._entry = data.StructLayout({
-            "beat": WriteBeat(beat_bytes),
-            "command": self._command,
-            "begin": 1,
-            "channel": self._job.members["channel"],
-        })  # fmt: skip
+        channel = self._job.members["channel"]
+        self._beats = data.StructLayout({"payload": WriteBeat(beat_bytes), "channel": channel})
+        self._orders = data.StructLayout({"payload": self._command, "channel": channel})
         super().__init__({
             "jobs": In(stream.Signature(self._job)),
             "f_read": Out(read_port(lanes)),
@@ -66,28 +67,33 @@ class StorePipe(wiring.Component):
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
-        m.submodules.done = done = SyncFIFO(width=self._entry.size, depth=BEATS)
-        entry = data.View(self._entry, done.r_data)
-        pop, room = Signal(), Signal(range(BEATS + 1), init=BEATS)
+        # A beat leaves behind its command, so both FIFOs have room where that of beats has.
+        m.submodules.done = done = SyncFIFO(width=self._beats.size, depth=BEATS)
+        m.submodules.orders = orders = SyncFIFO(width=self._orders.size, depth=BEATS)
+        room = Signal(range(BEATS + 1), init=BEATS)
         valid, job = self._read(m, room != 0)
-        new, size = Signal(self._entry), (self._beat // UNIT).bit_length() - 1
+        new, order, begin = Signal(self._beats), Signal(self._orders), Signal()
+        size = (self._beat // UNIT).bit_length() - 1
         end = job.address + (job.beats << size)
         m.d.comb += [
-            self.outside.eq(valid & job.whole & new.begin & (end > self._limit)),
+            begin.eq(self._begin(m, valid, job)),
+            self.outside.eq(valid & job.whole & begin & (end > self._limit)),
             self.requested.eq(job.channel),
             done.w_en.eq(valid & job.whole & ~self.outside),
             done.w_data.eq(new),
-            new.begin.eq(self._begin(m, valid, job)),
             new.channel.eq(job.channel),
-            new.command.address.eq(job.address << (UNIT.bit_length() - 1)),
-            new.command.beats.eq(job.beats),
-            done.r_en.eq(pop),
+            orders.w_en.eq(done.w_en & begin),
+            orders.w_data.eq(order),
+            order.channel.eq(job.channel),
+            order.payload.address.eq(job.address << (UNIT.bit_length() - 1)),
+            order.payload.beats.eq(job.beats),
             self.empty.eq(room == BEATS),
         ]
         taken = self.jobs.valid & self.jobs.ready & self.jobs.payload.whole
-        m.d.sync += room.eq(room - taken + pop)
-        self._lay_out(m, valid, job, new.beat)
-        self._hand_out(m, done.r_rdy, entry, pop)
+        m.d.sync += room.eq(room - taken + (done.r_rdy & done.r_en))
+        self._lay_out(m, valid, job, new.payload)
+        self._hand_out(m, done, self._beats, self.beats)
+        self._hand_out(m, orders, self._orders, self.commands)
         return m
 
     def _read(self, m: Module, room: Value) -> tuple[Value, Any]:
@@ -182,30 +188,12 @@ class StorePipe(wiring.Component):
             beat.strobe.eq(Mux(job.odd & ~job.narrow, 3, 1) << job.place),
         ]
 
-    def _hand_out(self, m: Module, valid: Value, entry: Any, pop: Signal) -> None:
-        """Beat and, with the first of a transfer, command go to the channel, each when it can."""
-        told, given = Signal(), Signal()
-        telling, giving = Signal(), Signal()
-        ready = {
-            name: Array([port.ready for port in getattr(self, name)])[entry.channel]
-            for name in ("commands", "beats")
-        }
-        m.d.comb += [
-            telling.eq(valid & entry.begin & ~told),
-            giving.eq(valid & ~given),
-            pop.eq(
-                valid & (~telling | ready["commands"]) & (~giving | ready["beats"])
-            ),
-        ]  # fmt: skip
-        m.d.sync += [
-            told.eq(~pop & (told | (telling & ready["commands"]))),
-            given.eq(~pop & (given | (giving & ready["beats"]))),
-        ]
-        for channel, (command, beat) in enumerate(zip(self.commands, self.beats)):
-            mine = entry.channel == channel
+    def _hand_out(self, m: Module, fifo: Any, layout: Any, ports: Any) -> None:
+        """The first entry goes to its channel."""
+        entry = data.View(layout, fifo.r_data)
+        m.d.comb += fifo.r_en.eq(Array([port.ready for port in ports])[entry.channel])
+        for channel, port in enumerate(ports):
             m.d.comb += [
-                command.payload.eq(entry.command),
-                command.valid.eq(telling & mine),
-                beat.payload.eq(entry.beat),
-                beat.valid.eq(giving & mine),
+                port.payload.eq(entry.payload),
+                port.valid.eq(fifo.r_rdy & (entry.channel == channel)),
             ]

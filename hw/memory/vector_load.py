@@ -41,7 +41,8 @@ class VectorLoad(wiring.Component):
     Members
     -------
     addr, dst, ... : In, operands, stable from `go` to `done`. half, gather : In, what to do.
-    go : In, a pulse. done : Out, a pulse when the last write was accepted.
+    go : In, a pulse. sent : Out, from the last request on. done : Out, a pulse when the last write
+        was accepted.
     requests : Out, stream of `ChannelPart`. beats : In, a stream a channel.
     f_read, f_write : Out, ports of F.
     """
@@ -50,7 +51,7 @@ class VectorLoad(wiring.Component):
         self._channels, self._beat, self._lanes = channels, beat_bytes, lanes
         super().__init__({
             **{name: In(32) for name in OPERANDS},
-            "half": In(1), "gather": In(1), "go": In(1), "done": Out(1),
+            "half": In(1), "gather": In(1), "go": In(1), "sent": Out(1), "done": Out(1),
             "requests": Out(stream.Signature(ChannelPart(channels))),
             "beats": In(stream.Signature(8 * beat_bytes)).array(channels),
             "f_read": Out(read_port(lanes)),
@@ -78,9 +79,11 @@ class VectorLoad(wiring.Component):
             with m.State("begin"):
                 m.d.comb += begin.eq(self.count != 0)
                 m.next = "wait"
-            with m.State("wait"), m.If(~asking & ~writing & ~full):
-                m.d.comb += self.done.eq(1)
-                m.next = "idle"
+            with m.State("wait"):
+                m.d.comb += self.sent.eq(~asking)
+                with m.If(~asking & ~writing & ~full):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "idle"
         self._ask(m, unit, asked, begin, asking)
         self._write(m, written, begin, writing, full)
         return m

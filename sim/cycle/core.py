@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ class CoreTime:
         self.halt: tuple[Step, float] | None = None
         self.halted: float | None = None
         self.blocked = False  # LD's instruction needs what the engine has not done yet
+        self.sent: float | None = None  # when LD's last instruction, of vectors, had asked for all
         self.array = self.stepped = -1e9  # when the engine is free, when its last step was
 
     def begin(self, entry: str, registers: Mapping[int, int], now: float) -> None:
@@ -248,15 +250,11 @@ class CoreTime:
     def _load(self, run: Started, limit: float) -> float | None:
         name = run.step.kind.name
         if name == "ld.nop":
+            self.sent = None
             return run.start + 1
-        if run.progress is None:
-            made = self._stream(run) if name == "ld.stream" else self._ask_rows(run)
-            if made is None:
-                return None
-            run.progress = made
-        if name == "ld.stream":
-            return float(run.progress)
-        return self._rows_loaded(run)
+        done = self._stream(run) if name == "ld.stream" else self._vectors(run)
+        self.sent = None if name == "ld.stream" or done is None else run.progress
+        return done
 
     def _stream(self, run: Started) -> float | None:
         addr, rows, kgroups, word, first, start = run.values
@@ -268,8 +266,10 @@ class CoreTime:
         room = self.memory.room_for_command()
         if room is None:
             return None
-        fmt = format_of(word)
-        at = run.start + timing.stream_plan_cycles(fmt, rows, kgroups, first, start, self.channels)
+        fmt, go = format_of(word), run.start
+        if self.sent is not None and not run.step.wait:  # behind vectors, planned meanwhile
+            go = min(go, max(self.sent, run.collected))
+        at = go + timing.stream_plan_cycles(fmt, rows, kgroups, first, start, self.channels)
         accepted = np.empty(self.channels)
         for c in range(self.channels):
             at = max(at, room[c])
@@ -278,45 +278,34 @@ class CoreTime:
         self.streams.append(
             self.memory.stream(addr, rows, kgroups, fmt, first, start, accepted)
         )
-        return float(at - 1)
+        return float(max(at - 1, run.start + 1))
 
-    def _ask_rows(self, run: Started) -> Any:
-        """Transfers of ld.vec or ld.gather, one a row; (share, transfers)."""
-        gather = run.step.kind.name == "ld.gather"
+    def _vectors(self, run: Started) -> float | None:
+        """ld.vec and ld.gather: one part of the unit sends the requests of row after row, another
+        takes the beats and writes their parts to F, channel by channel; `progress` is the cycle
+        from which on all requests are sent."""
+        if not self.memory.ask(math.inf):
+            return None
         addr, _, n, count, mstride = run.values[:5]
         size = 2 if "half" in run.step.flags else 4
+        width = min(self.config.sfu_lanes, self.memory.beat // size)
         shares = [b - a for a, b in row_shares(n, self.channels)]
         beats = np.array([-(-share * size // self.memory.beat) for share in shares], np.int64)
-        at = run.start + timing.vector_setup(n)
-        transfers = []
+        asked = written = run.start + timing.vector_setup(n)
+        self.memory.clear_vectors()
         for i in range(count):
-            if gather:
-                at += timing.gather_number_cycles(mstride)
-            address = np.full(self.channels, (addr + i * mstride) * ALIGN, np.int64)
-            asked = at + np.arange(self.channels, dtype=np.float64)
-            transfers.append(Transfer(address, beats, asked, False))
-            self.memory.add(transfers[-1])
-            at += self.channels
-        return shares, transfers
-
-    def _rows_loaded(self, run: Started) -> float | None:
-        """The beats' parts are written to F channel by channel, row by row."""
-        shares, transfers = run.progress
-        if transfers and not self.memory.vector(transfers[-1]):
-            return None
-        half = "half" in run.step.flags
-        width = min(self.config.sfu_lanes, self.memory.beat // (2 if half else 4))
-        at = run.start + timing.vector_setup(run.values[2])
-        for transfer in transfers:
-            for c, share in enumerate(shares):
-                parts = -(-share // width)
-                if not parts:
-                    at += 1
-                    continue
-                last = self.memory.arrival(transfer, c, int(transfer.beats[c]) - 1)
-                begun = self.memory.arrival(transfer, c, 0)
-                at = max(at + parts, begun + parts, last + 1)
-        return at + 2
+            if run.step.kind.name == "ld.gather":
+                asked += timing.gather_number_cycles(mstride)
+            row = Transfer(np.full(self.channels, (addr + i * mstride) * ALIGN, np.int64), beats,
+                           np.empty(self.channels))  # fmt: skip
+            room = self.memory.room_for_command()
+            assert room is not None
+            for c in range(self.channels):
+                row.earliest[c] = asked = max(asked, room[c] if beats[c] else 0.0)
+                asked += 1
+            written = self.memory.take_row(row, [-(-share // width) for share in shares], written)
+        run.progress = asked
+        return written + 1
 
     # ------------------------------------------------------------------------ ST
 
@@ -336,9 +325,9 @@ class CoreTime:
                                   limit)  # fmt: skip
         run.progress[1] = place
         if place < len(jobs.cycles):
-            run.now = float(jobs.cycles[place])
+            run.now = float(self.memory.sent[1])
             return None
-        return float(max(end, self.memory.answers.max(initial=-1e9) + 1)) + 1
+        return float(max(end, self.memory.answers.max(initial=-1e9))) + 1
 
     # ------------------------------------------------------------------------ MM, MV
 
@@ -430,5 +419,5 @@ class CoreTime:
 
 def _nothing(channels: int) -> Transfer:
     zeros = np.zeros(channels, np.int64)
-    return Transfer(zeros, zeros, np.zeros(channels), True)
+    return Transfer(zeros, zeros, np.zeros(channels))
 

@@ -83,8 +83,7 @@ class CycleDevice:
         Returns
         -------
         RunResult
-            Cycles, and for each unit the instructions of all cores and the busy cycles of the
-            core that was busy longest ("mv.instructions", "mv.busy").
+            Cycles; counters of each unit, summed over cores: "mv.instructions", "mv.busy".
 
         Raises
         ------

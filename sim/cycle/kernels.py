@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from flightllm.spec.timing import BURST_BEATS, FIFO_PASS, LATE_REQUEST, OUTSTANDING, TRANSFER
+from flightllm.spec.timing import (
+    BURST_BEATS,
+    FIFO_PASS,
+    LATE_REQUEST,
+    OUTSTANDING,
+    TRANSFER,
+    WRITES,
+)
 
 __all__ = ["MEMORY", "access", "consume", "issue", "store"]
 
@@ -19,9 +26,9 @@ BUS, RESUMED, REFRESHES, GROUP, WRITING = range(5)
 """Places in a channel's memory state."""
 LAST_ISSUE, LAST_BEAT, COUNT = range(3)
 """Places in a master's state: cycle of the last request, of the last beat, bursts so far."""
-NEXT_BURST, ISSUED, POINTER, RECORDS = range(4)
+NEXT_BURST, ISSUED, POINTER, RECORDS, TAKEN = range(5)
 """Places in a channel's counts: burst of the stream, beats asked for, place in the history, its
-length."""
+length; beats taken, of vectors."""
 MEMORY = (
     "hit", "activate", "precharge", "row_cycle", "write_to_read", "read_to_write",
     "refresh_interval", "refresh", "bytes_per_ns", "banks", "row_bytes", "granule", "groups",
@@ -233,23 +240,38 @@ def consume(
 
 @njit(cache=True)
 def store(t: Any, late: float, period: float, beat: int, jobs: Any, channels: Any, addresses: Any,
-          sizes: Any, place: int, limit: float, sent: Any, rows: Any, free: Any, activated: Any,
-          states: Any, answers: Any) -> int:  # fmt: skip
+          sizes: Any, place: int, limit: float, sent: Any, rings: Any, counts: Any, rows: Any,
+          free: Any, activated: Any, states: Any, answers: Any) -> int:  # fmt: skip
     """Write transfers in order, from `place` to the first later than `limit`; the new place.
 
     jobs : the cycle in which each transfer's last beat is ready. sizes : its beats. sent : the
-    cycle in which the last beat of all went to its master. answers : each channel's last response.
+    cycle in which the last beat of all went to its master, and that of the first one not yet sent.
+    rings, counts : responses of each channel's last bursts, and how many there were.
+    answers : each channel's last response.
     """
-    while place < len(jobs) and jobs[place] <= limit:
-        c, size = channels[place], sizes[place]
-        at = max(jobs[place] + TRANSFER, sent[0] + TRANSFER + size)
-        sent[0] = at
-        if late > 0:
-            answer = at + late
-        else:
-            _, end = access(t, at * period, addresses[place], size * beat, True, rows[c], free[c],
-                            activated[c], states[c])  # fmt: skip
-            answer = np.ceil(end / period)
-        answers[c] = max(answers[c] + 1, answer)
+    while place < len(jobs):
+        c, size, address = channels[place], sizes[place], addresses[place]
+        last = max(jobs[place] + TRANSFER, sent[0] + size)
+        begun, done = address // beat % BURST_BEATS, 0
+        while done < size:
+            part = min(size - done, BURST_BEATS - (begun + done) % BURST_BEATS)
+            # A burst is begun the cycle after one of those under way was answered, its beats next.
+            slot = int(counts[c]) % WRITES
+            last = max(last, rings[c, slot] + 2 + size - 1 - done)
+            if done == 0 and last - size + 1 > limit:
+                sent[1] = last - size + 1
+                return place
+            now = last - size + done + part + 1  # the last beat is on the bus
+            if late > 0:
+                answer = now + late
+            else:
+                _, end = access(t, now * period, address + done * beat, part * beat, True, rows[c],
+                                free[c], activated[c], states[c])  # fmt: skip
+                answer = max(now + 1, np.ceil(end / period))
+            answers[c] = max(answers[c] + 1, answer)
+            rings[c, slot] = answers[c]
+            counts[c] += 1
+            done += part
+        sent[0] = last
         place += 1
     return place

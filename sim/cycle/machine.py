@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flightllm.sim.cycle.core import SHARED, CoreTime, Started
-from flightllm.sim.cycle.memory import PlainMemory
+from flightllm.sim.cycle.memory import WINDOW, PlainMemory
 from flightllm.spec import timing
 from flightllm.spec.dram import DramTiming
 from flightllm.spec.errors import VerifyError
@@ -24,7 +24,7 @@ from flightllm.spec.trace import TraceRecord
 __all__ = ["TimedMachine"]
 
 PIECE = 256.0
-"""Cycles that a matrix or a store goes on for at least before others are looked at."""
+"""Cycles that a matrix goes on for at least before others are looked at, where none stores."""
 
 Tracer = Callable[[TraceRecord], None]
 
@@ -66,7 +66,7 @@ class TimedMachine:
             name = unit.name.lower()
             states = [core.units[number] for core in self.cores]
             counters[f"{name}.instructions"] = sum(state.executed for state in states)
-            counters[f"{name}.busy"] = round(max(state.busy for state in states))
+            counters[f"{name}.busy"] = round(sum(state.busy for state in states))
         return round(self.now - begin), counters
 
     def _step(self) -> bool:
@@ -102,7 +102,8 @@ class TimedMachine:
             core.start(chosen, best)
         running = core.units[chosen].running
         assert running is not None
-        self._work(core, chosen, running, max(second, best + PIECE))
+        writes = core.units[Unit.ST].running is not None
+        self._work(core, chosen, running, max(second, best + (WINDOW if writes else PIECE)))
         return True
 
     def _apart(self, core: CoreTime, number: int) -> bool:

@@ -21,14 +21,25 @@ from flightllm.spec.formats import (
     row_shares,
     stream_bytes,
 )
-from flightllm.spec.timing import BURST_BEATS, FIFO_PASS, MASTER_COMMANDS, OUTSTANDING
+from flightllm.spec.timing import (
+    BURST_BEATS,
+    FIFO_PASS,
+    MASTER_COMMANDS,
+    OUTSTANDING,
+    VECTOR_BEATS,
+    WRITES,
+)
 
-__all__ = ["ChannelMemory", "PlainMemory", "Stream", "Transfer"]
+__all__ = ["WINDOW", "ChannelMemory", "PlainMemory", "Stream", "Transfer"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 HISTORY = 1 << 15
 """Records of how the weight FIFOs were emptied; old ones are dropped."""
+VECTOR_HISTORY = 1 << 14
+"""Records of how the FIFOs of vectors were emptied by one instruction."""
+WINDOW = 64.0
+"""Cycles within which a core's reads come to memory before its writes."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,13 @@ class Transfer:
     Members
     -------
     addresses, beats : of each channel. earliest : cycle in which its master took the command.
-    weights : the beats go to the weight FIFO. bursts : the next burst of each channel.
-    first : arrival of each burst's first beat.
+    bursts : the next burst of each channel, -1 when all are asked for.
+    first : arrival of each burst's first beat. ended : cycle of the last request.
     """
 
     addresses: Ints
     beats: Ints
     earliest: Floats
-    weights: bool
     bursts: Ints = field(init=False)
     first: Floats = field(init=False)
     ended: Floats = field(init=False)
@@ -122,7 +132,12 @@ class ChannelMemory:
         self.beats = np.zeros((n, HISTORY), np.int64)
         self.times = np.zeros((n, HISTORY))
         self.pushed = np.zeros(n, np.int64)
-        self.sent = np.full(1, -1e9)
+        self.vectors = np.zeros((n, 5), np.int64)
+        self.taken = np.zeros((n, VECTOR_HISTORY), np.int64)
+        self.taken_at = np.zeros((n, VECTOR_HISTORY))
+        self.sent = np.full(2, -1e9)
+        self.responses = np.full((n, WRITES), -1e9)
+        self.written = np.zeros(n, np.int64)
         self.answers = np.full(n, -1e9)
         self.queue: deque[Transfer] = deque()  # not yet asked for completely
         self.recent: deque[Transfer] = deque(maxlen=MASTER_COMMANDS + 1)
@@ -155,23 +170,31 @@ class ChannelMemory:
         return True
 
     def _ask(self, transfer: Transfer, c: int, until: float) -> bool:
-        total = int(transfer.beats[c])
-        counts = self.counts[c]
         if transfer.bursts[c] < 0:
             return True
+        counts = self.counts[c]
         counts[kernels.NEXT_BURST] = transfer.bursts[c]
-        done = kernels.issue(
-            self.timing, self.ideal, self.period, self.pace,
-            self.depth if transfer.weights else 0, self.beat, int(transfer.addresses[c]), total,
-            transfer.earliest[c], total, transfer.first[c],
-            self.rings[c], self.masters[c], counts, self.beats[c], self.times[c],
-            (self.rows[c], self.free[c], self.activated[c], self.states[c]), False, until,
-        )  # fmt: skip
+        done = self._issue(transfer, c, self.depth, counts, self.beats[c], self.times[c], until)
         transfer.bursts[c] = counts[kernels.NEXT_BURST]
         if done:
-            transfer.bursts[c] = -1
-            transfer.ended[c] = max(self.masters[c, kernels.LAST_ISSUE], transfer.earliest[c])
+            self._asked(transfer, c)
         return done
+
+    def _issue(self, transfer: Transfer, c: int, depth: int, counts: Ints, beats: Ints,
+               times: Floats, until: float) -> bool:  # fmt: skip
+        total = int(transfer.beats[c])
+        done: bool = kernels.issue(
+            self.timing, self.ideal, self.period, self.pace, depth, self.beat,
+            int(transfer.addresses[c]), total, transfer.earliest[c], total, transfer.first[c],
+            self.rings[c], self.masters[c], counts, beats, times,
+            (self.rows[c], self.free[c], self.activated[c], self.states[c]), False, until,
+        )  # fmt: skip
+        return done
+
+    def _asked(self, transfer: Transfer, c: int) -> None:
+        """Note that all of a channel's part is asked for."""
+        transfer.bursts[c] = -1
+        transfer.ended[c] = max(self.masters[c, kernels.LAST_ISSUE], transfer.earliest[c])
 
     # ------------------------------------------------------------------------ matrices
 
@@ -191,7 +214,7 @@ class ChannelMemory:
             pairs = np.array([-(-share // 2) for share in shares], np.int64)
             if fmt.whole:
                 offsets = first * np.array([block_bytes(fmt, s) for s in shares], np.int64)
-        transfer = Transfer(address * ALIGN + offsets, sizes // self.beat, earliest, True)
+        transfer = Transfer(address * ALIGN + offsets, sizes // self.beat, earliest)
         made = Stream(rows, kgroups, fmt, transfer, pairs, self.pushed.copy())
         self.pushed += transfer.beats
         self.add(transfer)
@@ -242,13 +265,67 @@ class ChannelMemory:
 
     # ------------------------------------------------------------------------ vectors, writes
 
-    def vector(self, transfer: Transfer) -> bool:
-        """Ask for everything up to and with `transfer`; False where that is not known yet."""
-        self.ask(math.inf)
-        return transfer.complete
+    def clear_vectors(self) -> None:
+        """Begin vectors: their FIFOs are empty."""
+        self.vectors[:] = 0
 
-    def arrival(self, transfer: Transfer, c: int, beat: int) -> float:
-        """The cycle in which a beat of a complete transfer can be taken from its FIFO."""
+    def take_row(self, row: Transfer, parts: list[int], now: float) -> float:
+        """Ask for a row, when all before it is asked for, and take its beats channel by channel.
+
+        Parameters
+        ----------
+        parts : writes to F of each channel's share. now : when the last row was taken.
+
+        Returns
+        -------
+        The cycle behind the last part.
+        """
+        self.recent.append(row)
+        for c in range(self.channels):
+            self._ask_part(row, c)
+        for c, count in enumerate(parts):
+            if not count:
+                now += 1
+                continue
+            beats, taken = int(row.beats[c]), 0
+            while taken < beats:
+                known = beats if row.bursts[c] < 0 else self._before(row, c)
+                begun = max(now, self._arrival(row, c, taken))
+                last = self._arrival(row, c, known - 1)
+                now = max(begun + (known - taken) * count / beats, last + 1)
+                self._record(c, int(self.vectors[c, kernels.TAKEN]) + known - taken, begun, now)
+                taken = known
+                self._ask_part(row, c)
+        row.complete = True
+        return math.ceil(now)
+
+    def _before(self, row: Transfer, c: int) -> int:
+        """Beats of the bursts that were asked for."""
+        begun = int(row.addresses[c]) // self.beat % BURST_BEATS
+        return int(row.bursts[c]) * BURST_BEATS - begun
+
+    def _ask_part(self, row: Transfer, c: int) -> None:
+        """Ask for what the channel's FIFO of vectors has room for."""
+        if row.bursts[c] < 0:
+            return
+        counts = self.vectors[c]
+        counts[kernels.NEXT_BURST] = row.bursts[c]
+        done = self._issue(row, c, VECTOR_BEATS, counts, self.taken[c], self.taken_at[c], math.inf)
+        row.bursts[c] = counts[kernels.NEXT_BURST]
+        if done:
+            self._asked(row, c)
+
+    def _record(self, c: int, beats: int, begun: float, ended: float) -> None:
+        """Note that the writer took the beats up to `beats` between two cycles."""
+        counts = self.vectors[c]
+        place = int(counts[kernels.RECORDS])
+        self.taken[c, place : place + 2] = counts[kernels.TAKEN], beats
+        self.taken_at[c, place : place + 2] = begun, ended - 1
+        counts[kernels.RECORDS] = place + 2
+        counts[kernels.TAKEN] = beats
+
+    def _arrival(self, transfer: Transfer, c: int, beat: int) -> float:
+        """The cycle in which a beat that was asked for can be taken from its FIFO."""
         begun = int(transfer.addresses[c]) // self.beat % BURST_BEATS
         number = (begun + beat) // BURST_BEATS
         low = max(0, number * BURST_BEATS - begun)
@@ -256,13 +333,20 @@ class ChannelMemory:
 
     def write(self, jobs: Floats, channels: Ints, addresses: Ints, sizes: Ints, place: int,
               limit: float) -> int:  # fmt: skip
-        """Write transfers up to a cycle; the place of the next one."""
-        self.ask(min(limit, float(jobs[-1])) if len(jobs) else limit)
-        made: int = kernels.store(
-            self.timing, self.late, self.period, self.beat, jobs, channels, addresses, sizes,
-            place, limit, self.sent, self.rows, self.free, self.activated, self.states,
-            self.answers,
-        )  # fmt: skip
-        return made
+        """Write transfers up to a cycle; the place of the next one.
+
+        Reads that are asked for before a window's writes come to memory before them.
+        """
+        while place < len(jobs):
+            until = min(limit, max(jobs[place], self.sent[1]) + WINDOW)
+            self.ask(until)
+            place = kernels.store(
+                self.timing, self.late, self.period, self.beat, jobs, channels, addresses, sizes,
+                place, until, self.sent, self.responses, self.written, self.rows, self.free,
+                self.activated, self.states, self.answers,
+            )  # fmt: skip
+            if place < len(jobs) and self.sent[1] > limit:
+                break
+        return place
 
 

@@ -35,7 +35,7 @@ class Estimate:
     -------
     cycles : of one decoded token at the context. bytes_per_token : that it must read.
     prefill_cycles : of each tile of the prompt, or empty. decode_seconds : of all tokens of a
-        request, or None. counters : busy cycles of each unit in that token.
+        request, or None. counters : of each unit in that token, summed over cores.
     """
 
     model: str
@@ -101,7 +101,7 @@ class Estimate:
                 f"{share:.2f}": round(rate, 2) for share, rate in self.by_efficiency.items()
             },
             "busy_cycles": {
-                name.removesuffix(".busy"): cycles
+                name.removesuffix(".busy"): round(cycles / config.cores)
                 for name, cycles in self.counters.items()
                 if name.endswith(".busy")
             },

@@ -28,6 +28,7 @@ from flightllm.spec.formats import (
     section_bytes,
     stream_bytes,
 )
+from flightllm.spec.isa import Unit
 
 pytest.importorskip("numba")
 
@@ -161,6 +162,18 @@ def test_streams_run_at_a_beat_a_cycle() -> None:
     assert cycles < 2 * size // 16 + 60
 
 
+def test_a_matrix_behind_vectors_is_asked_for_before_they_are_there() -> None:
+    vec = Op.make("ld.vec", addr=1, dst=0, n=64, count=1, mstride=1, dstride=1)
+    stream = Op.make("ld.stream", addr=1, rows=20, kgroups=2, fmt=MatrixFormat(4, 32).word,
+                     first=0, start=0)  # fmt: skip
+    bound = dataclasses.replace(stream, wait=frozenset({Unit.ST}))
+    soon, late = (
+        compare((2, 16, 8), 0.0, 1, 0, lambda ops, last=last: [vec, last, vec, last])
+        for last in (stream, bound)
+    )
+    assert soon + 40 < late
+
+
 @pytest.mark.parametrize("divisor", [1, 2, 3, 5, 7, 11, 32, 64])
 def test_arithmetic(divisor: int) -> None:
     dut = Arithmetic(divisor)
@@ -260,6 +273,9 @@ BUGS = [
     (vector_load, "VectorLoad", "~asking & ~writing & ~full", "~asking & ~writing"),
     (vector_load, "VectorLoad", "(~full | self.f_write.ready)", "1"),
     (vector_load, "VectorLoad", "count.eq(Mux(last, left, width))", "count.eq(width)"),
+    (load, "_Control", "self.vector.eq(is_vector & ~early)", "self.vector.eq(is_vector)"),
+    (load, "_Control", "(ending & ~early)", "ending"),
+    (load, "_Control", "Mux(early | begin, coming, now)", "now"),
 ]
 
 

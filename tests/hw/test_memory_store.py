@@ -124,6 +124,18 @@ def test_a_vector_takes_a_read_a_cycle() -> None:
     assert run(1600) - run(800) == 200  # 16-byte beats of one channel after the other
 
 
+def test_a_transfer_of_one_beat_begins_every_cycle() -> None:
+    def run(rows: int) -> int:
+        dut = StoreUnit(2, 16, 8, 64, channel_bytes=1 << 20)
+        memory = AxiMemory(np.zeros((2, 8192), np.uint8), writes=dut.axi, latency=6)
+        bench = UnitBench(dut, memory, np.zeros(64, np.uint32), np.zeros(2048, np.uint8), 0, 0)
+        op = Op.make("st.values", addr=1, hstride=64, heads=1, rows=rows, fmt=value_format(8).word,
+                     pos=5, count=1, codes=0, codes1=0, codes2=0)  # fmt: skip
+        return bench.run([op], lambda i: None)
+
+    assert run(160) - run(80) == 40  # pairs of rows
+
+
 @pytest.mark.parametrize("abort_at", [18, 26, 33, 50])
 def test_abort_then_run_again(abort_at: int) -> None:
     data = np.zeros((2, 8192), np.uint8)
@@ -172,7 +184,7 @@ BUGS = [
     (value_store, "ValueStore", "place.eq(place + size)", "place.eq(place)"),
     (store_pipe, "StorePipe", "range(READ_LATENCY + 1)", "range(READ_LATENCY)"),
     (store_pipe, "StorePipe", "self._read(m, room != 0)", "self._read(m, 1)"),
-    (store_pipe, "StorePipe", "told.eq(~pop & (told | (telling", "told.eq(~pop & (0 & (telling"),
+    (store_pipe, "StorePipe", "orders.w_en.eq(done.w_en & begin)", "orders.w_en.eq(done.w_en)"),
     (store, "_Control", "& pipe.empty & self.written", "& pipe.empty"),
     (write_master, "WriteMaster", "self.idle.eq(quiet &", "self.idle.eq("),
     (arithmetic, "ShareWalk", "self.channel < self.extra", "0"),
