@@ -1,7 +1,8 @@
 """Tiling: which heads, rows and slices of each vector belong to which core.
 
-Query, key and value rows follow their KV head, so attention stays inside a core. The residual, the
-MLP and the vocabulary are cut in multiples of 16 (one block of REDUCE) in proportion to channels.
+Query, key and value rows follow their KV head, so attention stays inside a core. The rest is cut in
+proportion to channels: the residual in multiples of 16 (one block of REDUCE), the MLP and the
+vocabulary in pairs of rows, so that no channel has more of them than another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from flightllm.spec.errors import InputError
 
 __all__ = ["CoreTile", "Span", "tile"]
 
-UNIT = 16
+BLOCK = 16
+"""Elements of the residual that REDUCE adds up first."""
+PAIR = 2
+"""Rows that are stored together."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,9 @@ def tile(shape: ModelShape, config: HwConfig) -> list[CoreTile]:
         )
     parts = zip(
         _cut(shape.kv_heads, 1, config.channels),
-        _cut(shape.dim, UNIT, config.channels),
-        _cut(shape.ffn_dim, UNIT, config.channels),
-        _cut(shape.vocab, UNIT, config.channels),
+        _cut(shape.dim, BLOCK, config.channels),
+        _cut(shape.ffn_dim, PAIR, config.channels),
+        _cut(shape.vocab, PAIR, config.channels),
     )
     return [
         CoreTile(core, channels, *spans)

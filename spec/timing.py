@@ -9,7 +9,7 @@ Conventions: *start* is the cycle of a unit's start pulse, *done* the cycle of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,11 +18,11 @@ from flightllm.spec.formats import BLOCK, MatrixFormat, Second, chunk_bytes, sec
 from flightllm.spec.parameters import MatrixParameters, matrix_parameters
 
 __all__ = [
-    "ADD", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MUL", "OUTSTANDING",
-    "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "VECTOR_BEATS", "WRITES", "EngineTiming",
-    "MatrixTiming",
-    "engine_timing", "exchange_cycles", "gather_cycles", "matrix_timing", "misc_cycles",
-    "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles", "vector_setup",
+    "ADD", "BARRIER", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MUL",
+    "OUTSTANDING", "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "VECTOR_BEATS", "WRITES",
+    "EngineTiming", "MatrixTiming", "engine_timing", "gather_cycles", "matrix_timing",
+    "misc_cycles", "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles",
+    "vector_setup",
 ]  # fmt: skip
 
 ADD, MUL, CONVERT = 3, 3, 2
@@ -347,11 +347,18 @@ def _row(function: str, flags: frozenset[str], v: Mapping[str, int], lanes: int)
     return _pass(kind, v["n"], lanes) + 1
 
 
-def _insertions(n: int, k: int) -> float:
-    """Candidates of n in random order that enter a list of the k largest."""
-    total = float(min(n, k))
-    for place in range(k, n):
-        total += k / (place + 1)
+def _inserting(n: int, k: int, step: int) -> float:
+    """Cycles in which topk inserts, of candidates in random order.
+
+    A fetch stays for a lane after another as long as a word from the last lane on exceeds the k-th
+    largest so far; it leaves at the lane that finds none.
+    """
+    total = 0.0
+    for index in range(0, n, step):
+        words = min(step, n - index)
+        below = 1 - min(1.0, k / (index + 1))  # that a word does not enter
+        total += 1 + sum(1 - below ** (words - lane + 1) for lane in range(1, step)
+                         if words - lane + 1 > 0)  # fmt: skip
     return total
 
 
@@ -359,11 +366,9 @@ def _insertions(n: int, k: int) -> float:
 def _list_cycles(merging: bool, n: int, k: int, parts: int, lanes: int) -> int:
     step = lanes // 2 if merging else lanes
     fetches = parts * -(-(k if merging else n) // step)
-    per_fetch = 1 + READ_LATENCY
-    inserted = parts * k if merging else round(_insertions(n, k))
-    # A fetch without a candidate takes one cycle of insertion; candidates share that of theirs.
-    walked = fetches * step if merging else fetches + min(inserted, fetches * (lanes - 1))
-    return 1 + fetches * per_fetch + walked + parts + k
+    inserted = fetches * step if merging else round(_inserting(n, k, step))
+    # A part ends with a fetch of nothing.
+    return 1 + fetches * (1 + READ_LATENCY) + inserted + parts + k
 
 
 def misc_cycles(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: int) -> int:
@@ -397,11 +402,26 @@ WIRE = 2
 """Registers between a core and the exchange, each way."""
 
 
-def gather_cycles(messages: int) -> int:
-    """From one core's turn on the bus to the next one's, when it sends that many messages."""
-    return messages + 1 + 2 * WIRE + READ_LATENCY + 1
+BARRIER = 2 + 2 * WIRE
+"""From the last core's start at a barrier to done: into the state in which it is here, the wires
+to the exchange and back, out of the state again."""
 
 
-def exchange_cycles(turns: int) -> int:
-    """From the last core's arrival at a gather to done, after `turns` cycles of sending."""
-    return 2 * WIRE + 1 + turns + WIRE + 3
+def gather_cycles(messages: Sequence[int]) -> list[int]:
+    """From the last core's start at a gather to each core's done.
+
+    Cores send one after the other: `messages` of each core, and one more that says so. It passes
+    the reads of the buffer, the wires to the bus and a register there; on the wires back are the
+    next core's turn, and the message to the others' inboxes. A core is done when it has sent its
+    own and received all others.
+    """
+    pass_ = READ_LATENCY + 2 * WIRE + 1
+    turn, sent, received = BARRIER, [], []  # the first turn: `go` is a register behind the meeting
+    for count in messages:
+        sent.append(turn + count + 1)
+        received.append(turn + count + pass_ + 1)
+        turn += count + pass_
+    last = len(messages) - 1
+    return [
+        1 + max(own, received[last if core < last else last - 1]) for core, own in enumerate(sent)
+    ]

@@ -24,7 +24,7 @@ USERS = ("st", "engine", "ld", "misc", "sys")
 """Names of the users; `engine` stands for MM and MV."""
 _F_READS = (("misc_x", "engine"), ("misc_y", "ld", "st", "sys"))
 _F_WRITES = ("misc", "engine", "ld", "sys")
-_A_READS = ("st", "sys", "engine")
+_A_READS = ("engine", "st", "sys")
 _A_WRITES = ("misc", "sys")
 
 
@@ -44,7 +44,8 @@ def written_signature(lanes: int, width: int) -> Any:
 
 @shared()
 class CoreBuffers(wiring.Component):
-    """Both buffers. The SFU comes first, is never refused; ST's few reads go before the engine's.
+    """Both buffers. The SFU comes first, is never refused. The engine's windows go before ST's
+    codes: it asks ahead of its steps and leaves most cycles, ST would take every one.
 
     Parameters
     ----------

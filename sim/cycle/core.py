@@ -227,13 +227,15 @@ class CoreTime:
         given = [self.tokens[Unit.SYS][other] for other in step.wait]
         if not all(given):
             return False
-        at = max([word + timing.QUEUE_PASS + 1, *(t[0] + 1 for t in given)])
+        before = self.units[Unit.SYS].done
+        at = max([word + timing.QUEUE_PASS + 1, before, *(t[0] + 1 for t in given)])
         for tokens in given:
             tokens.popleft()
         quiet = max([unit.done for unit in self.units] + [at + timing.GRANT])
         if self.streams:
             raise VerifyError(f"{self.where}: halt with {len(self.streams)} unused matrices")
         self.halted = quiet + 1
+        self.units[Unit.SYS].busy += self.halted + 1 - at
         return True
 
     def stuck(self) -> str:
@@ -409,10 +411,8 @@ class CoreTime:
             return None
         return run.start + 1
 
-    def messages(self, step: Step, values: Sequence[int]) -> int:
+    def messages(self, values: Sequence[int]) -> int:
         """Messages of a core's slice at a gather."""
-        if step.kind.name != "sys.gather":
-            return 0
         _, n, n1, _ = values
         return n1 * -(-n // self.config.sfu_lanes)
 

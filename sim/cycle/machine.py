@@ -128,18 +128,20 @@ class TimedMachine:
         if any(run is None or run.step.kind.name not in SHARED for run in runs):
             return False
         present = [run for run in runs if run is not None]
-        turns = 0
         for core, run in zip(self.cores, present):
             if run.step.kind.name != present[0].step.kind.name:
                 raise VerifyError(
                     f"{core.where}, word {run.step.address}: core 0 is at "
                     f"{present[0].step.kind.name} instead of {run.step.kind.name}"
                 )
-            messages = core.messages(run.step, run.values)
-            turns += timing.gather_cycles(messages) if run.step.kind.name == "sys.gather" else 0
-        done = max(run.start for run in present) + timing.exchange_cycles(turns)
-        for core, run in zip(self.cores, present):
-            core.finish(Unit.SYS, done)
+        if present[0].step.kind.name == "sys.gather":
+            messages = [core.messages(run.values) for core, run in zip(self.cores, present)]
+            after = timing.gather_cycles(messages)
+        else:
+            after = [timing.BARRIER] * len(present)
+        met = max(run.start for run in present)
+        for core, run, cycles in zip(self.cores, present, after):
+            core.finish(Unit.SYS, met + cycles)
             self._trace(core, run)
         return True
 
