@@ -71,6 +71,7 @@ class Layout:
     Members
     -------
     score_stride : words between score rows. attention_tile : tokens whose scores are on chip.
+    score_sets : heads whose scores of such a tile are on chip in prefill, 1 or 2.
     """
 
     memory: CoreMemory
@@ -78,12 +79,16 @@ class Layout:
     max_length: int
     score_stride: int
     attention_tile: int
+    score_sets: int
     prefill_tile: int
     f_words: int
     a_bytes: int
 
     def __str__(self) -> str:
-        lines = [f"max_length {self.max_length} attention_tile {self.attention_tile}"]
+        lines = [
+            f"max_length {self.max_length} attention_tile {self.attention_tile} "
+            f"score_sets {self.score_sets}"
+        ]
         for segment in self.memory.segments.values():
             lines.append(
                 f"  memory {segment.name:10} {segment.base:#012x} {segment.size:12d} B a channel"
@@ -172,14 +177,14 @@ def _pad_columns(count: int) -> int:
     return -(-count // 128) * 128
 
 
-def _regions(shape: ModelShape, part: CoreTile, config: HwConfig, stride: int, inner: int
-             ) -> tuple[dict[str, Region], int, int]:  # fmt: skip
+def _regions(shape: ModelShape, part: CoreTile, config: HwConfig, stride: int, inner: int,
+             sets: int = 1) -> tuple[dict[str, Region], int, int]:  # fmt: skip
     """All buffer regions, and the words of F and bytes of A they need."""
     tokens, cores = config.prefill_tile, config.cores
     heads, size = part.kv.size, shape.head_dim
     queries = heads * shape.group_heads
     padded = -(-size // 16) * 16
-    score_rows = max(heads * shape.group_heads, inner * shape.group_heads)
+    score_rows = max(heads, inner * sets) * shape.group_heads
     lists = 2 * config.top_k
     fixed = {  # what cores exchange comes first: it must lie at the same address in all of them
         "topk": max(lists, tokens + 1), "lists": lists * cores if cores > 1 else 0,
@@ -237,10 +242,13 @@ def allocate(shape: ModelShape, part: CoreTile, config: HwConfig, length: int, i
              ) -> Layout:  # fmt: skip
     """Memory and buffers of one core; does not judge whether they fit (see `fit_length`)."""
     stride = _score_stride(shape, length, inner)
-    regions, f_words, a_bytes = _regions(shape, part, config, stride, inner)
+    for sets in (2, 1) if part.kv.size > 1 else (1,):
+        regions, f_words, a_bytes = _regions(shape, part, config, stride, inner, sets)
+        if f_words <= config.float_words and a_bytes <= config.act_bytes:
+            break
     memory = _memory(shape, part, config, length)
     return Layout(
-        memory, regions, length, stride, inner, config.prefill_tile, f_words, a_bytes
+        memory, regions, length, stride, inner, sets, config.prefill_tile, f_words, a_bytes
     )  # fmt: skip
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from flightllm.compiler.builder import POS, Builder, padded, reg
+from flightllm.compiler.allocate import Region
+from flightllm.compiler.builder import POS, Builder, halves, padded, reg
 from flightllm.compiler.graph import Node
+from flightllm.compiler.ir import Access
 from flightllm.spec.encoding import Value
 from flightllm.spec.formats import ALIGN, BLOCK, MatrixFormat
 from flightllm.spec.isa import Unit
@@ -14,6 +17,22 @@ from flightllm.spec.kvcache import key_format, value_format
 __all__ = ["AttentionBuilder"]
 
 NO_WINDOW = (1 << 26) - 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where scores, V scales, probabilities and output factors are: regions, and operands."""
+
+    regions: dict[str, Region]
+    places: dict[str, Value]
+
+    def __getitem__(self, name: str) -> Value:
+        return self.places[name]
+
+    def touched(self, write: bool, apart: str, *names: str) -> tuple[Access, ...]:
+        """Accesses to some of the regions."""
+        loops = (apart,) if apart else ()
+        return tuple(Access.of(self.regions[name], write, *loops) for name in names)
 
 
 class AttentionBuilder(Builder):
@@ -88,9 +107,6 @@ class AttentionBuilder(Builder):
         """All of attention: scores, softmax and values of every KV head."""
         if not self.part.kv.size:
             return
-        starts = {"key": reg("kbase"), "value": reg("vbase"), "start": Value(0)}
-        for name, value in starts.items():
-            self.scalar("add", name, value)
         if self.decode:
             self.decode_attention()
         else:
@@ -105,20 +121,25 @@ class AttentionBuilder(Builder):
         and the values of a head wait for its softmax alone."""
         group, stride = self.shape.group_heads, self.layout.score_stride
         width, memory = padded(self.shape.head_dim, 16), self.layout.memory
+        for name, value in (("key", reg("kbase")), ("value", reg("vbase")), ("start", 0)):
+            self.scalar("add", name, value)
         for name, region in (
             ("qsrc", "qq"), ("qscale", "qscale"), ("scores", "scores"), ("vs", "vs"),
             ("prob", "prob"), ("factor", "factor"), ("out", "att"),
         ):  # fmt: skip
             self.scalar("add", name, self.at(region))
 
+        names = ("scores", "vs", "prob", "factor")
+        at = Scores({n: self.region(n) for n in names}, {n: reg(n) for n in names})
+
         def scores() -> None:
-            self.score_steps("heads")
+            self.score_steps(at, "heads")
             self.advance(key=memory.key_region // ALIGN, start=1, qsrc=group * width,
                          qscale=group, scores=group * stride, vs=stride, prob=group * stride,
                          factor=group)  # fmt: skip
 
         def values() -> None:
-            self.value_steps("values")
+            self.value_steps(at, "values")
             self.advance(value=memory.value_region // ALIGN, prob=group * stride, factor=group,
                          out=group * self.shape.head_dim)  # fmt: skip
 
@@ -128,76 +149,101 @@ class AttentionBuilder(Builder):
         self.loop("values", self.part.kv.size, values)
 
     def prefill_attention(self) -> None:
-        """Head by head, tile by tile of queries; one set of score buffers."""
+        """Tile by tile of queries, and in each head by head."""
         group, heads, size = self.shape.group_heads, self.part.kv.size, self.shape.head_dim
-        width, inner, memory = padded(size, 16), self.layout.attention_tile, self.layout.memory
-        for name, region in (
-            ("scores", "scores"), ("vs", "vs"), ("prob", "prob"), ("factor", "factor"),
-        ):  # fmt: skip
+        width, inner = padded(size, 16), self.layout.attention_tile
+        queries = heads * group
+        for name, region in (("qsrc", "qq"), ("qscale", "qscale"), ("out", "att")):
             self.scalar("add", name, self.at(region))
-        self.scalar("add", "tmp", 0)  # the head's number
+        self.scalar("add", "p0", self.position)
 
         def tile() -> None:
             self.scalar("sub", "n1", self.position, reg("p0"))
             self.scalar("add", "n1", reg("n1"), self.tokens)
             self.scalar("min", "n1", reg("n1"), inner)
             self.window_registers()
-            self.score_steps("")
-            self.value_steps("")
-            queries = heads * group
-            self.advance(p0=inner, qsrc=inner * queries * width, qscale=inner * queries,
-                         out=inner * queries * size)  # fmt: skip
+            for name, value in (("key", reg("kbase")), ("value", reg("vbase")), ("start", 0)):
+                self.scalar("add", name, value)
+            self.heads_of_tile()
+            self.advance(p0=inner, qsrc=(inner - 1) * queries * width,
+                         qscale=(inner - 1) * queries, out=(inner - 1) * queries * size)  # fmt: skip
 
-        def head() -> None:
-            self.scalar("add", "p0", self.position)
-            for name, region, step in (
-                ("qsrc", "qq", group * width), ("qscale", "qscale", group),
-                ("out", "att", group * size),
-            ):  # fmt: skip
-                self.scalar("mul", name, reg("tmp"), step)
-                self.scalar("add", name, reg(name), self.at(region))
-            self.scalar("add", "row", self.tokens, inner - 1)
-            self.scalar("shr", "row", reg("row"), inner.bit_length() - 1)
-            self.loop("tiles" if self.half is None else f"tiles{self.half}", reg("row"), tile)
-            self.advance(tmp=1, key=memory.key_region // ALIGN, start=1,
-                         value=memory.value_region // ALIGN)  # fmt: skip
+        self.scalar("add", "row", self.tokens, inner - 1)
+        self.scalar("shr", "row", reg("row"), inner.bit_length() - 1)
+        self.loop("tiles" if self.half is None else f"tiles{self.half}", reg("row"), tile)
 
-        self.loop("heads", heads, head)
+    def heads_of_tile(self) -> None:
+        """Scores and values of all heads; with two sets of buffers the scores of the next head come
+        before the values of the last one."""
+        heads = self.part.kv.size
+        if self.layout.score_sets == 1 or (self.half is None and halves(self.config)):
+            self.loop("heads", heads, lambda: self.in_order("s0 v0"))
+            return
+        self.in_order("s0 s1 v0")
+        if heads > 3:
+            self.loop("heads", heads // 2 - 1, lambda: self.in_order("s0 v1 s1 v0"))
+        self.in_order("s0 v1 v0" if heads % 2 else "v1")
 
-    def score_steps(self, apart: str) -> None:
+    def in_order(self, order: str) -> None:
+        """Scores ("s") and values ("v") of the next head of each, in a set of buffers."""
+        group, memory = self.shape.group_heads, self.layout.memory
+        width = padded(self.shape.head_dim, 16)
+        for what, number in map(tuple, order.split()):
+            at = self.scores_of(int(number))
+            if what == "s":
+                self.score_steps(at)
+                self.advance(key=memory.key_region // ALIGN, start=1, qsrc=group * width,
+                             qscale=group)  # fmt: skip
+            else:
+                self.value_steps(at)
+                self.advance(value=memory.value_region // ALIGN,
+                             out=group * self.shape.head_dim)  # fmt: skip
+
+    def scores_of(self, which: int) -> Scores:
+        """One of the sets of buffers that a tile's scores have in prefill."""
+        rows = self.layout.attention_tile * self.shape.group_heads
+        stride = self.layout.score_stride
+        sizes = {"scores": rows * stride, "vs": stride, "prob": rows * stride, "factor": rows}
+        regions = {}
+        for name, size in sizes.items():
+            whole = self.region(name)
+            regions[name] = Region(whole.space, whole.start + which * size, size)
+        return Scores(regions, {name: Value(region.start) for name, region in regions.items()})
+
+    def score_steps(self, at: Scores, apart: str = "") -> None:
         shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
         queries = self.part.kv.size * group
         width = padded(shape.head_dim, 16)
         strides = {"src1": queries * width, "src2": width, "scale1": queries, "scale2": 1,
                    "dst1": group * stride, "dst2": stride, "add1": 0}  # fmt: skip
         self.linear(
-            self.reads("qq", "qscale") + self.writes("scores", "vs", apart=apart)
+            self.reads("qq", "qscale") + at.touched(True, apart, "scores", "vs")
             + (self.memory("keys", False, "layers"),),
-            reg("n1"), group, strides, src=reg("qsrc"), scale=reg("qscale"), dst=reg("scores"),
+            reg("n1"), group, strides, src=reg("qsrc"), scale=reg("qscale"), dst=at["scores"],
             addr=reg("key"), rows=reg("rows"), kgroups=1, fmt=self.key_fmt.word,
-            first=reg("first"), start=reg("start"), emit=reg("vs"), table=0,
+            first=reg("first"), start=reg("start"), emit=at["vs"], table=0,
         )  # fmt: skip
         self.step(
-            "misc.softmax", src=reg("scores"), src1=group * stride, src2=stride, vscale=reg("vs"),
-            dst=reg("prob"), dst1=group * stride, dst2=stride, scale=reg("factor"), scale1=group,
+            "misc.softmax", src=at["scores"], src1=group * stride, src2=stride, vscale=at["vs"],
+            dst=at["prob"], dst1=group * stride, dst2=stride, scale=at["factor"], scale1=group,
             scale2=1, n1=reg("n1"), n2=group, length=reg("rows"), base=reg("base"), pos=reg("p0"),
             window=shape.window or NO_WINDOW,
-            touch=self.reads("scores", "vs", apart=apart)
-            + self.writes("prob", "factor", apart=apart),
+            touch=at.touched(False, apart, "scores", "vs")
+            + at.touched(True, apart, "prob", "factor"),
         )  # fmt: skip
         if apart:
             self.link(signals=Unit.MV)
 
-    def value_steps(self, apart: str) -> None:
+    def value_steps(self, at: Scores, apart: str = "") -> None:
         shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
         size = shape.head_dim
         queries = self.part.kv.size * group
         strides = {"src1": group * stride, "src2": stride, "scale1": group, "scale2": 1,
                    "dst1": queries * size, "dst2": size, "add1": 0}  # fmt: skip
-        made = self.reads("prob", "factor")
+        made = at.touched(False, "", "prob", "factor")
         self.linear(
             made + self.writes("att", apart=apart) + (self.memory("values", False, "layers"),),
-            reg("n1"), group, strides, src=reg("prob"), scale=reg("factor"), dst=reg("out"),
+            reg("n1"), group, strides, src=at["prob"], scale=at["factor"], dst=reg("out"),
             addr=reg("value"), rows=size, kgroups=reg("blocks"), fmt=self.value_fmt.word,
             first=reg("first"), start=0, emit=0, table=0,
         )  # fmt: skip

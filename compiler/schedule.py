@@ -25,6 +25,15 @@ from flightllm.spec.isa import Register
 
 __all__ = ["Schedule", "schedule"]
 
+HALVES = tuple(
+    (item[:-2], int(item[-1])) for item in (
+        "attn_norm 0, attn_norm 1, k 0, k heads 0, k 1, k heads 1, v 0, v heads 0, append 0, "
+        "q 0, q heads 0, v 1, scores 0, quantise 0, v heads 1, append 1, q 1, q heads 1, o 0, "
+        "scores 1, quantise 1, o 1"
+    ).split(", ")
+)  # fmt: skip
+"""How a layer begins in a tile of two halves: nodes, and the half that each is for."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -103,26 +112,26 @@ class _Emitter(AttentionBuilder):
     def layer_in_halves(self) -> None:
         """A layer, each step for the first half of the tile and for the second.
 
-        The first half's attention ends with its output projection before the second's begins, so
-        that the matrix engine has that while the second half's queries are turned and quantised.
+        The halves' attention lies apart, so that a matrix of one half hides what the special
+        functions do for the other: while the engine has the first half's V, its queries are turned;
+        while it has the second half's queries, the first half's results are quantised; while it has
+        the first half's output projection, the second half's queries are turned.
         """
-        behind: list[Node] = []
-        for node in self.graph.body:
-            attention = node.op in ("scores", "quantise") or node.weight == "o"
-            if attention or (node.op == "head_quant" and node.attrs["of"] == "q"):
-                behind.append(node)
-                continue
-            self.attention_of_halves(behind)
-            behind = []
-            for half in (0, 1):
-                self.node(node, half)
-        self.attention_of_halves(behind)
+        nodes = {self.key(node): node for node in self.graph.body}
+        for name, half in HALVES:
+            self.node(nodes[name], half)
+        done = {name for name, _ in HALVES}
+        for name, node in nodes.items():
+            if name not in done:
+                for half in (0, 1):
+                    self.node(node, half)
         self.next_layer()
 
-    def attention_of_halves(self, nodes: list[Node]) -> None:
-        for half in (0, 1):
-            for node in nodes:
-                self.node(node, half)
+    def key(self, node: Node) -> str:
+        """A node's name inside a layer."""
+        if node.op == "head_quant":
+            return f"{node.attrs['of']} heads"
+        return node.weight or node.op
 
     def node(self, node: Node, half: int | None) -> None:
         """One node's steps, for a half of the tile."""
