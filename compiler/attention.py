@@ -165,8 +165,8 @@ class AttentionBuilder(Builder):
             for name, value in (("key", reg("kbase")), ("value", reg("vbase")), ("start", 0)):
                 self.scalar("add", name, value)
             self.heads_of_tile()
-            self.advance(p0=inner, qsrc=(inner - 1) * queries * width,
-                         qscale=(inner - 1) * queries, out=(inner - 1) * queries * size)  # fmt: skip
+            others = (inner - 1) * queries  # of the tile, but for its first token
+            self.advance(p0=inner, qsrc=others * width, qscale=others, out=others * size)
 
         self.scalar("add", "row", self.tokens, inner - 1)
         self.scalar("shr", "row", reg("row"), inner.bit_length() - 1)

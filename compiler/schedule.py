@@ -25,13 +25,11 @@ from flightllm.spec.isa import Register
 
 __all__ = ["Schedule", "schedule"]
 
-HALVES = tuple(
-    (item[:-2], int(item[-1])) for item in (
-        "attn_norm 0, attn_norm 1, k 0, k heads 0, k 1, k heads 1, v 0, v heads 0, append 0, "
-        "q 0, q heads 0, v 1, scores 0, quantise 0, v heads 1, append 1, q 1, q heads 1, o 0, "
-        "scores 1, quantise 1, o 1"
-    ).split(", ")
-)  # fmt: skip
+HALVES = (
+    "attn_norm 0, attn_norm 1, k 0, k heads 0, k 1, k heads 1, v 0, v heads 0, append 0, "
+    "q 0, q heads 0, v 1, scores 0, quantise 0, v heads 1, append 1, q 1, q heads 1, o 0, "
+    "scores 1, quantise 1, o 1"
+)
 """How a layer begins in a tile of two halves: nodes, and the half that each is for."""
 
 
@@ -118,9 +116,11 @@ class _Emitter(AttentionBuilder):
         the first half's output projection, the second half's queries are turned.
         """
         nodes = {self.key(node): node for node in self.graph.body}
-        for name, half in HALVES:
+        done = set()
+        for item in HALVES.split(", "):
+            name, half = item[:-2], int(item[-1])
             self.node(nodes[name], half)
-        done = {name for name, _ in HALVES}
+            done.add(name)
         for name, node in nodes.items():
             if name not in done:
                 for half in (0, 1):

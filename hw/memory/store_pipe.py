@@ -1,7 +1,7 @@
 """ST's pipeline: reads a job's data from F or A, lays them out as a beat, hands it to a channel.
 
-Commands go to the masters ahead of their beats, so that a transfer of one beat can begin every cycle
-although a command takes three cycles through its master.
+Commands go to the masters ahead of their beats, so that a transfer of one beat can begin every
+cycle although a command takes three cycles through its master.
 """
 
 from types import SimpleNamespace

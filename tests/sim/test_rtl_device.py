@@ -18,10 +18,11 @@ from small_board import small_board  # noqa: E402
 
 from flightllm.compiler.build import build_program  # noqa: E402
 from flightllm.executors import open_device  # noqa: E402
+from flightllm.sim.cycle import CycleDevice, PlainMemory  # noqa: E402
 from flightllm.sim.functional import FunctionalDevice  # noqa: E402
 from flightllm.sim.rtl.device import RtlDevice  # noqa: E402
 from flightllm.sim.rtl.options import memory_model  # noqa: E402
-from flightllm.sim.rtl.simulation import Fault  # noqa: E402
+from flightllm.sim.rtl.simulation import Fault, MemoryModel  # noqa: E402
 from flightllm.sim.rtl.toolchain import SimulationError  # noqa: E402
 from flightllm.spec.device import memory_sha256  # noqa: E402
 from flightllm.spec.errors import InputError, VerifyError  # noqa: E402
@@ -70,6 +71,23 @@ def test_the_hardware_gives_the_bits_and_the_trace_of_the_functional_simulator(
         ours = [dataclasses.replace(r, start=None, end=None) for r in found if r.unit == unit]
         assert ours == [record for record in wanted if record.unit == unit], unit
     assert all(record.start < record.end for record in found)
+
+
+def test_the_cycle_model_takes_the_cycles_that_the_hardware_takes(rtl, program: Program) -> None:
+    memory = MemoryModel(latency=60, clock_mhz=BOARD.clock_mhz)
+    for entry, registers in (
+        ("prefill", {Register.NTOK: 8, Register.LOGITS: 1}),
+        ("decode", {Register.POS: 8, Register.NTOK: 1, Register.STEPS: 2, Register.LOGITS: 1}),
+    ):
+        results = []
+        for device in (rtl(memory=memory), CycleDevice(BOARD, memory=PlainMemory(60))):
+            device.load(program)
+            results.append(device.run(entry, registers))
+        there, here = results
+        assert abs(here.cycles / there.cycles - 1) <= 0.02
+        for unit in ("ld", "st", "mm", "mv", "misc"):
+            busy = there.counters[f"{unit}.busy"]
+            assert abs(here.counters[f"{unit}.busy"] - busy) <= 0.05 * busy + 2, (entry, unit)
 
 
 @pytest.mark.parametrize("settings", ["latency=3", "stalls=0.3", "bandwidth=4,outstanding=1"])

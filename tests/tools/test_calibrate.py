@@ -4,8 +4,9 @@ import dataclasses
 
 import calibrate
 import pytest
-from calibrate import CASES, Case, measure, page
+from calibrate import CASES, Case, measure, outside_bars, page
 
+from flightllm import calibration
 from flightllm.spec import timing
 from flightllm.spec.device import RunResult
 
@@ -56,6 +57,39 @@ def test_a_wrong_entry_of_the_table_is_noticed(rtl, monkeypatch, entry):
     monkeypatch.setattr(timing, "engine_timing", wrong)
     row = measure(*rtl)
     assert abs(row["error_percent"]) > 2 and abs(row["units"]["mv"][2]) > 5
+
+
+def test_figures_of_the_hardware_are_kept_while_the_program_is_the_same(rtl):
+    case, made = rtl
+    row = measure(case, made)
+    known = {**row, "rtl": row["rtl"] + 1000}
+    assert measure(case, made, known)["rtl"] == row["rtl"] + 1000
+    assert measure(case, made, {**known, "program": "another"})["rtl"] == row["rtl"]
+
+
+def test_an_error_above_its_bar_is_told(rtl):
+    row = measure(*rtl)
+    assert not outside_bars(row)
+    assert outside_bars({**row, "error_percent": -2.1})
+    assert outside_bars({**row, "units": {"mv": [100, 106, 6.0]}})
+
+
+def test_a_comment_leaves_a_digest_and_code_does_not(tmp_path, monkeypatch):
+    texts = ('"""A."""\nX = 1\n', '"""B."""\n\nX = 1  # one\n', '"""A."""\nX = 2\n')
+    monkeypatch.setattr(calibration, "ROOT", tmp_path)
+    digests = []
+    for text in texts:
+        (tmp_path / "part.py").write_text(text)
+        digests.append(calibration._digest(("part.py",)))
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.rtl
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["decode 2 at 17, latency 100", "prefill 9 at 16"])
+def test_the_model_keeps_its_bars_on_tiny(name):
+    case = next(case for case in CASES if case.board == "tiny" and name in case.name)
+    assert not outside_bars(measure(case))
 
 
 def test_the_page_names_the_largest_error(rtl):
