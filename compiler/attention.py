@@ -117,8 +117,9 @@ class AttentionBuilder(Builder):
             self.scalar("add", name, reg(name), amount)
 
     def decode_attention(self) -> None:
-        """Scores and softmax of each head in one loop, values in a second: the SFU runs behind,
-        and the values of a head wait for its softmax alone."""
+        """Scores and softmax of each head in one loop, values in another: the SFU runs behind, and
+        the values of a head wait for its softmax alone. V of all heads, and the matrix behind them,
+        are asked for between the loops: else LD would wait until MV's queue takes instructions."""
         group, stride = self.shape.group_heads, self.layout.score_stride
         width, memory = padded(self.shape.head_dim, 16), self.layout.memory
         for name, value in (("key", reg("kbase")), ("value", reg("vbase")), ("start", 0)):
@@ -138,12 +139,17 @@ class AttentionBuilder(Builder):
                          qscale=group, scores=group * stride, vs=stride, prob=group * stride,
                          factor=group)  # fmt: skip
 
+        def streams() -> None:
+            self.stream((self.memory("values", False, "layers"),), **self.value_matrix())
+            self.advance(value=memory.value_region // ALIGN)
+
         def values() -> None:
             self.value_steps(at, "values")
-            self.advance(value=memory.value_region // ALIGN, prob=group * stride, factor=group,
-                         out=group * self.shape.head_dim)  # fmt: skip
+            self.advance(prob=group * stride, factor=group, out=group * self.shape.head_dim)
 
         self.loop("heads", self.part.kv.size, scores)
+        self.loop("streams", self.part.kv.size, streams)
+        self.ask_early("o")
         self.scalar("add", "prob", self.at("prob"))
         self.scalar("add", "factor", self.at("factor"))
         self.loop("values", self.part.kv.size, values)
@@ -234,18 +240,26 @@ class AttentionBuilder(Builder):
         if apart:
             self.link(signals=Unit.MV)
 
+    def value_matrix(self) -> dict[str, Value | int]:
+        """Operands of V of one head."""
+        return {
+            "addr": reg("value"), "rows": self.shape.head_dim, "kgroups": reg("blocks"),
+            "fmt": self.value_fmt.word, "first": reg("first"), "start": 0,
+        }  # fmt: skip
+
     def value_steps(self, at: Scores, apart: str = "") -> None:
         shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
         size = shape.head_dim
         queries = self.part.kv.size * group
         strides = {"src1": group * stride, "src2": stride, "scale1": group, "scale2": 1,
                    "dst1": queries * size, "dst2": size, "add1": 0}  # fmt: skip
-        made = at.touched(False, "", "prob", "factor")
+        made, matrix = at.touched(False, "", "prob", "factor"), self.value_matrix()
+        if apart:
+            del matrix["addr"]
         self.linear(
             made + self.writes("att", apart=apart) + (self.memory("values", False, "layers"),),
-            reg("n1"), group, strides, src=at["prob"], scale=at["factor"], dst=reg("out"),
-            addr=reg("value"), rows=size, kgroups=reg("blocks"), fmt=self.value_fmt.word,
-            first=reg("first"), start=0, emit=0, table=0,
+            reg("n1"), group, strides, src=at["prob"], scale=at["factor"], dst=reg("out"), emit=0,
+            table=0, **matrix,
         )  # fmt: skip
         if apart:
             self.link(awaits=Unit.MISC, awaited=made)

@@ -13,7 +13,7 @@ from flightllm.compiler.shape import ModelShape
 from flightllm.compiler.tile import CoreTile
 from flightllm.spec.config import HwConfig
 from flightllm.spec.encoding import Op, Value
-from flightllm.spec.formats import ALIGN
+from flightllm.spec.formats import ALIGN, kgroups_for
 from flightllm.spec.image import Segment
 from flightllm.spec.isa import Register, Unit
 
@@ -76,6 +76,7 @@ class Builder:
         self.core, self.layout, self.params, self.config = core, layout, params, config
         self.decode = mode == "decode"
         self.half: int | None = None
+        self.asked: set[str] = set()  # matrices whose LD.stream stands before its place
         self.out: list[Step | Loop] = []
 
     def step(self, name: str, *flags: str, touch: tuple[Access, ...] = (),
@@ -143,20 +144,53 @@ class Builder:
         """Of the first token."""
         return Value(self.config.prefill_tile // 2, Register.POS) if self.half else POS
 
+    def matrix(self, name: str) -> dict[str, Value | int]:
+        """Operands of a layer's matrix; without `addr` when it is asked for already."""
+        shape = self.shape
+        group = shape.layers[0][name].fmt.group
+        out: dict[str, Value | int] = {
+            "rows": self.part.rows(shape, name).size, "first": 0, "start": 0,
+            "kgroups": kgroups_for(shape.columns(name), group),
+        }  # fmt: skip
+        if name in self.asked:
+            self.asked.remove(name)
+            return out | {"fmt": reg("fmt"), "table": self.table}
+        index = reg("param", shape.matrices.index(name) * self.params.width)
+        address, fmt, table = self.load_record(index)
+        return out | {"addr": address, "fmt": fmt, "table": table}
+
+    def ask_early(self, name: str) -> None:
+        """LD.stream of a layer's matrix, ahead of its instruction; no other record is loaded
+        between them."""
+        self.stream((), **self.matrix(name))
+        self.asked.add(name)
+
+    @property
+    def table(self) -> Value | int:
+        """A matrix's code table, from its record."""
+        return reg("table") if self.params.width == 3 else 0
+
     def load_record(self, index: Value) -> tuple[Value, Value, Value | int]:
         """Address, format and table of a matrix from its parameter record."""
         names = ("addr", "fmt", "table")[: self.params.width]
         for i, name in enumerate(names):
             self.out.append(Step(Op.make("sys.param", rd=R[name], index=index + i)))
-        return reg("addr"), reg("fmt"), reg("table") if self.params.width == 3 else 0
+        return reg("addr"), reg("fmt"), self.table
+
+    def stream(self, touch: tuple[Access, ...], **operands: Value | int) -> None:
+        """LD.stream with its part of a matrix instruction's operands."""
+        names = ("addr", "rows", "kgroups", "fmt", "first", "start")
+        self.step("ld.stream", touch=touch, **{name: operands[name] for name in names})
 
     def linear(self, touch: tuple[Access, ...], n1: Value | int, n2: int,
                strides: dict[str, int], add: int | None = None,
                **operands: Value | int) -> None:  # fmt: skip
-        """MM or MV with LD.stream before it; in MV mode the token dimension does not exist."""
-        matrix = {k: operands[k] for k in ("rows", "kgroups", "fmt", "first", "start")}
+        """MM or MV with LD.stream before it, unless that stands there already (no `addr`); in MV
+        mode the token dimension does not exist."""
         stream = tuple(a for a in touch if a.space.startswith("memory"))
-        self.step("ld.stream", addr=operands.pop("addr"), touch=stream, **matrix)
+        if "addr" in operands:
+            self.stream(stream, **operands)
+            del operands["addr"]
         touch = tuple(a for a in touch if a not in stream)
         flags = () if add is None else ("add",)
         values: dict[str, Value | int] = {**operands, **strides, "add": add or 0, "n2": n2}

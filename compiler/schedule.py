@@ -111,7 +111,7 @@ class _Emitter(AttentionBuilder):
         """A layer, each step for the first half of the tile and for the second.
 
         The halves' attention lies apart, so that a matrix of one half hides what the special
-        functions do for the other: while the engine has the first half's V, its queries are turned;
+        functions do for the other: while the engine has the second half's V, queries are turned;
         while it has the second half's queries, the first half's results are quantised; while it has
         the first half's output projection, the second half's queries are turned.
         """
@@ -291,7 +291,6 @@ class _Emitter(AttentionBuilder):
 
     def projection(self, name: str, residual: bool) -> None:
         shape, rows = self.shape, self.part.rows(self.shape, name).size
-        index = reg("param", shape.matrices.index(name) * self.params.width)
         if not rows:
             return
         source, scale = {"o": ("aq", "scale_a"), "down": ("mq", "scale_m")}.get(
@@ -304,16 +303,12 @@ class _Emitter(AttentionBuilder):
             add, add1 = self.at("x"), rows
         elif name in shape.biases:
             add, extra = self.at(bias), self.reads(bias)
-        columns = shape.columns(name)
-        address, fmt, table = self.load_record(index)
-        group = shape.layers[0][name].fmt.group
         self.linear(
             self.reads(source, scale) + extra + self.writes(dest), self.tokens, 1,
-            {"src1": padded(columns, 128), "src2": 0, "scale1": 1, "scale2": 0, "dst1": rows,
-             "dst2": 0, "add1": add1},
-            add, src=self.at(source), scale=self.at(scale), dst=self.at(dest), addr=address,
-            rows=rows, kgroups=kgroups_for(columns, group), fmt=fmt, first=0, start=0, emit=0,
-            table=table,
+            {"src1": padded(shape.columns(name), 128), "src2": 0, "scale1": 1, "scale2": 0,
+             "dst1": rows, "dst2": 0, "add1": add1},
+            add, src=self.at(source), scale=self.at(scale), dst=self.at(dest), emit=0,
+            **self.matrix(name),
         )  # fmt: skip
 
     # -------------------------------------------------------------------------------- head

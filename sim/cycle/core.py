@@ -254,18 +254,22 @@ class CoreTime:
         if name == "ld.nop":
             self.sent = None
             return run.start + 1
-        done = self._stream(run) if name == "ld.stream" else self._vectors(run)
-        self.sent = None if name == "ld.stream" or done is None else run.progress
+        step = self._stream if name == "ld.stream" else self._vectors
+        done = step(run, limit)
+        if done is not None:
+            self.sent = None if name == "ld.stream" else run.progress
+        elif self.memory.later:
+            run.now = limit + 1
         return done
 
-    def _stream(self, run: Started) -> float | None:
+    def _stream(self, run: Started, limit: float) -> float | None:
         addr, rows, kgroups, word, first, start = run.values
         if rows == 0:
             self.streams.append(Stream(0, 0, format_of(word), _nothing(self.channels),
                                        np.zeros(self.channels, np.int64),
                                        self.memory.pushed.copy()))  # fmt: skip
             return run.start + 1
-        room = self.memory.room_for_command()
+        room = self.memory.room_for_command(limit)
         if room is None:
             return None
         fmt, go = format_of(word), run.start
@@ -282,11 +286,11 @@ class CoreTime:
         )
         return float(max(at - 1, run.start + 1))
 
-    def _vectors(self, run: Started) -> float | None:
+    def _vectors(self, run: Started, limit: float) -> float | None:
         """ld.vec and ld.gather: one part of the unit sends the requests of row after row, another
         takes the beats and writes their parts to F, channel by channel; `progress` is the cycle
         from which on all requests are sent."""
-        if not self.memory.ask(math.inf):
+        if not self.memory.ask(limit):
             return None
         addr, _, n, count, mstride = run.values[:5]
         size = 2 if "half" in run.step.flags else 4

@@ -20,7 +20,7 @@ from flightllm.spec.timing import (
     WRITES,
 )
 
-__all__ = ["MEMORY", "access", "consume", "issue", "store"]
+__all__ = ["DONE", "LATER", "MEMORY", "UNKNOWN", "access", "consume", "issue", "store"]
 
 BUS, RESUMED, REFRESHES, GROUP, WRITING = range(5)
 """Places in a channel's memory state."""
@@ -29,6 +29,8 @@ LAST_ISSUE, LAST_BEAT, COUNT = range(3)
 NEXT_BURST, ISSUED, POINTER, RECORDS, TAKEN = range(5)
 """Places in a channel's counts: burst of the stream, beats asked for, place in the history, its
 length; beats taken, of vectors."""
+UNKNOWN, LATER, DONE = range(3)
+"""What became of a stream's requests."""
 MEMORY = (
     "hit", "activate", "precharge", "row_cycle", "write_to_read", "read_to_write",
     "refresh_interval", "refresh", "bytes_per_ns", "banks", "row_bytes", "granule", "groups",
@@ -100,9 +102,9 @@ def _room(need: int, beats: Any, times: Any, counts: Any) -> Any:
 def issue(t: Any, ideal: float, period: float, pace: float, depth: int, beat: int, address: int,
           total: int, earliest: float, wanted: int, first: Any, ring: Any, master: Any, counts: Any,
           beats: Any, times: Any, dram: tuple[Any, Any, Any, Any], certain: bool,
-          until: float) -> bool:  # fmt: skip
-    """Ask for a stream's bursts until `wanted` of its `total` beats are; False where room for one
-    is not known to come, or the next one is asked for later than `until`.
+          until: float) -> int:  # fmt: skip
+    """Ask for a stream's bursts until `wanted` of its `total` beats are (`DONE`); `UNKNOWN` where
+    room for one is not known to come, `LATER` where the next one is asked for later than `until`.
 
     `first` gets each burst's first beat's arrival; the others follow `pace` cycles apart. With
     `depth` 0 nothing waits for room.
@@ -120,11 +122,11 @@ def issue(t: Any, ideal: float, period: float, pace: float, depth: int, beat: in
             room = _room(counts[ISSUED] + size - depth, beats, times, counts)
             if room < 0:
                 if not certain:
-                    return False
+                    return UNKNOWN
                 room = times[counts[RECORDS] - 1] if counts[RECORDS] else 0.0
             at = max(at, np.ceil(room) + 1)
         if at > until:
-            return False
+            return LATER
         if depth:
             counts[ISSUED] += size
         master[LAST_ISSUE] = at
@@ -141,7 +143,7 @@ def issue(t: Any, ideal: float, period: float, pace: float, depth: int, beat: in
         ring[place] = master[LAST_BEAT]
         master[COUNT] += 1
         counts[NEXT_BURST] += 1
-    return True
+    return DONE
 
 
 @njit(cache=True)

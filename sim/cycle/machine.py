@@ -102,8 +102,8 @@ class TimedMachine:
             core.start(chosen, best)
         running = core.units[chosen].running
         assert running is not None
-        writes = core.units[Unit.ST].running is not None
-        self._work(core, chosen, running, max(second, best + (WINDOW if writes else PIECE)))
+        until = best + (WINDOW if core.units[Unit.ST].running is not None else PIECE)
+        self._work(core, chosen, running, until if chosen == Unit.LD else max(second, until))
         return True
 
     def _apart(self, core: CoreTime, number: int) -> bool:
@@ -117,7 +117,7 @@ class TimedMachine:
     def _work(self, core: CoreTime, number: int, running: Started, limit: float) -> None:
         if core.work(number, limit):
             self._trace(core, running)
-        elif number == Unit.LD:
+        elif number == Unit.LD and not core.memory.later:
             core.blocked = True
 
     # ------------------------------------------------------------------------ between cores

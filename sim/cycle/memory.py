@@ -141,16 +141,18 @@ class ChannelMemory:
         self.answers = np.full(n, -1e9)
         self.queue: deque[Transfer] = deque()  # not yet asked for completely
         self.recent: deque[Transfer] = deque(maxlen=MASTER_COMMANDS + 1)
+        self.later = False
 
     # ------------------------------------------------------------------------ requests
 
-    def room_for_command(self) -> Floats | None:
-        """The cycle from which each master takes another command; None when nobody knows yet."""
+    def room_for_command(self, until: float = math.inf) -> Floats | None:
+        """The cycle from which each master takes another command; None when nobody knows yet, or
+        it is behind `until`."""
         if len(self.recent) < MASTER_COMMANDS + 1:
             return np.zeros(self.channels)
         oldest = self.recent[0]
         if not oldest.complete:
-            self.ask(math.inf)
+            self.ask(until)
         return oldest.ended + 1 if oldest.complete else None
 
     def add(self, transfer: Transfer) -> None:
@@ -159,37 +161,40 @@ class ChannelMemory:
         self.recent.append(transfer)
 
     def ask(self, until: float) -> bool:
-        """Ask for all that can be asked for up to a cycle; whether nothing is left."""
+        """Ask for all that can be asked for up to a cycle; whether nothing is left. `later` is set
+        when more could be asked for behind that cycle."""
+        self.later = False
         while self.queue:
             transfer = self.queue[0]
-            complete = [self._ask(transfer, c, until) for c in range(self.channels)]
-            if not all(complete):
+            states = [self._ask(transfer, c, until) for c in range(self.channels)]
+            if min(states) != kernels.DONE:
+                self.later = kernels.LATER in states
                 return False
             transfer.complete = True
             self.queue.popleft()
         return True
 
-    def _ask(self, transfer: Transfer, c: int, until: float) -> bool:
+    def _ask(self, transfer: Transfer, c: int, until: float) -> int:
         if transfer.bursts[c] < 0:
-            return True
+            return kernels.DONE
         counts = self.counts[c]
         counts[kernels.NEXT_BURST] = transfer.bursts[c]
-        done = self._issue(transfer, c, self.depth, counts, self.beats[c], self.times[c], until)
+        state = self._issue(transfer, c, self.depth, counts, self.beats[c], self.times[c], until)
         transfer.bursts[c] = counts[kernels.NEXT_BURST]
-        if done:
+        if state == kernels.DONE:
             self._asked(transfer, c)
-        return done
+        return state
 
     def _issue(self, transfer: Transfer, c: int, depth: int, counts: Ints, beats: Ints,
-               times: Floats, until: float) -> bool:  # fmt: skip
+               times: Floats, until: float) -> int:  # fmt: skip
         total = int(transfer.beats[c])
-        done: bool = kernels.issue(
+        state: int = kernels.issue(
             self.timing, self.ideal, self.period, self.pace, depth, self.beat,
             int(transfer.addresses[c]), total, transfer.earliest[c], total, transfer.first[c],
             self.rings[c], self.masters[c], counts, beats, times,
             (self.rows[c], self.free[c], self.activated[c], self.states[c]), False, until,
         )  # fmt: skip
-        return done
+        return state
 
     def _asked(self, transfer: Transfer, c: int) -> None:
         """Note that all of a channel's part is asked for."""
@@ -225,7 +230,7 @@ class ChannelMemory:
         """Walk a matrix through the engine, see `kernels.consume`."""
         transfer = stream.transfer
         while self.queue and self.queue[0] is not transfer and not transfer.complete:
-            if not self.ask(math.inf):
+            if not self.ask(-math.inf):  # nothing new: what is asked for already is put away
                 break
         if not transfer.complete:
             ready = self.queue[0] is transfer
@@ -310,9 +315,9 @@ class ChannelMemory:
             return
         counts = self.vectors[c]
         counts[kernels.NEXT_BURST] = row.bursts[c]
-        done = self._issue(row, c, VECTOR_BEATS, counts, self.taken[c], self.taken_at[c], math.inf)
+        state = self._issue(row, c, VECTOR_BEATS, counts, self.taken[c], self.taken_at[c], math.inf)
         row.bursts[c] = counts[kernels.NEXT_BURST]
-        if done:
+        if state == kernels.DONE:
             self._asked(row, c)
 
     def _record(self, c: int, beats: int, begun: float, ended: float) -> None:
