@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from flightllm.compiler.allocate import Region
 from flightllm.compiler.builder import POS, Builder, halves, padded, reg
@@ -240,7 +241,7 @@ class AttentionBuilder(Builder):
         if apart:
             self.link(signals=Unit.MV)
 
-    def value_matrix(self) -> dict[str, Value | int]:
+    def value_matrix(self) -> dict[str, Any]:
         """Operands of V of one head."""
         return {
             "addr": reg("value"), "rows": self.shape.head_dim, "kgroups": reg("blocks"),

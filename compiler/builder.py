@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from flightllm.compiler.allocate import Layout, Region
 from flightllm.compiler.graph import Graph
@@ -144,11 +145,11 @@ class Builder:
         """Of the first token."""
         return Value(self.config.prefill_tile // 2, Register.POS) if self.half else POS
 
-    def matrix(self, name: str) -> dict[str, Value | int]:
+    def matrix(self, name: str) -> dict[str, Any]:
         """Operands of a layer's matrix; without `addr` when it is asked for already."""
         shape = self.shape
         group = shape.layers[0][name].fmt.group
-        out: dict[str, Value | int] = {
+        out: dict[str, Any] = {
             "rows": self.part.rows(shape, name).size, "first": 0, "start": 0,
             "kgroups": kgroups_for(shape.columns(name), group),
         }  # fmt: skip

@@ -163,15 +163,19 @@ class ChannelMemory:
     def ask(self, until: float) -> bool:
         """Ask for all that can be asked for up to a cycle; whether nothing is left. `later` is set
         when more could be asked for behind that cycle."""
-        self.later = False
         while self.queue:
-            transfer = self.queue[0]
-            states = [self._ask(transfer, c, until) for c in range(self.channels)]
-            if min(states) != kernels.DONE:
-                self.later = kernels.LATER in states
+            if not self._ask_first(until):
                 return False
-            transfer.complete = True
-            self.queue.popleft()
+        self.later = False
+        return True
+
+    def _ask_first(self, until: float) -> bool:
+        """The same for the first transfer alone."""
+        states = [self._ask(self.queue[0], c, until) for c in range(self.channels)]
+        self.later = kernels.LATER in states
+        if min(states) != kernels.DONE:
+            return False
+        self.queue.popleft().complete = True
         return True
 
     def _ask(self, transfer: Transfer, c: int, until: float) -> int:
@@ -230,7 +234,7 @@ class ChannelMemory:
         """Walk a matrix through the engine, see `kernels.consume`."""
         transfer = stream.transfer
         while self.queue and self.queue[0] is not transfer and not transfer.complete:
-            if not self.ask(-math.inf):  # nothing new: what is asked for already is put away
+            if not self._ask_first(math.inf):
                 break
         if not transfer.complete:
             ready = self.queue[0] is transfer
