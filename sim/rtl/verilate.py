@@ -17,7 +17,7 @@ __all__ = ["verilate"]
 
 
 def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence[str] = (),
-             optimise: str = "-O1") -> Path:  # fmt: skip
+             optimise: str = "-O1", more: str = "") -> Path:  # fmt: skip
     """The program made of `harness` and the design.
 
     Parameters
@@ -25,13 +25,14 @@ def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence
     rtlil : the design as RTLIL text, its top module named `top`; the harness sees it as `Vunit`.
     cache : folder of built programs, made if needed; processes may share it.
     defines : C++ macro definitions, "NAME=value". optimise : g++'s level.
+    more : Verilog of modules that the design only names.
 
     Raises
     ------
     SimulationError
         With the tool's own message, if Yosys, Verilator or g++ refuses.
     """
-    parts = (rtlil, harness.read_text(), *defines, optimise, toolchain.version())
+    parts = (rtlil, more, harness.read_text(), *defines, optimise, toolchain.version())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     final = cache / f"{top}-{digest}"
     if (final / "program").exists():
@@ -41,7 +42,7 @@ def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence
         folder = Path(scratch) / "build"
         folder.mkdir()
         source = Path(scratch) / "design.v"
-        source.write_text(verilog._convert_rtlil_text(rtlil))
+        source.write_text(verilog._convert_rtlil_text(rtlil) + more)
         toolchain.verilate(
             ["--top-module", top, "--prefix", "Vunit", "--Mdir", folder, source], folder
         )
