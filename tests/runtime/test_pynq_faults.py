@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cards import Card, expected, generate, program
+from cards import Card, after, expected, generate, program
 
 from flightllm.runtime import board
 from flightllm.runtime.device_lock import DeviceLock
@@ -34,20 +34,6 @@ def session(card: Card):
     device = card.open()
     yield Session(device, program())
     device.close()
-
-
-def after(count: int, action, method):
-    """`method`, but its call number `count` runs `action` first."""
-    calls = 0
-
-    def wrapped(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == count:
-            action()
-        return method(*arguments)
-
-    return wrapped
 
 
 # ------------------------------------------------------------------------- hangs

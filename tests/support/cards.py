@@ -41,6 +41,20 @@ def generate(session: Session, tokens: int = 6) -> tuple[list[int], str]:
     return list(Generator(session, PROMPT, tokens)), session.memory_sha256()
 
 
+def after(count: int, action, method):
+    """`method`, but its call number `count` runs `action` first."""
+    calls = 0
+
+    def wrapped(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            action()
+        return method(*arguments)
+
+    return wrapped
+
+
 class Card:
     """A simulated card, its bitstream, and what opens it."""
 
