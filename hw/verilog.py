@@ -11,12 +11,15 @@ from flightllm.hw.top import NAME, Top
 from flightllm.spec.config import HwConfig
 from flightllm.spec.handoff import wants_half_ports
 
-__all__ = ["FILE_LIST", "TOP", "folder_files", "verilog_files", "verilog_text"]
+__all__ = [
+    "FILE_LIST", "LINT_WAIVERS", "TOP", "WAIVERS", "design_rtlil", "folder_files", "verilog_files",
+    "verilog_text",
+]  # fmt: skip
 
 TOP = NAME
 FILE_LIST = f"{NAME}.f"
 WAIVERS = "lint.vlt"
-_WAIVERS = """\
+LINT_WAIVERS = """\
 `verilator_config
 // Use: verilator --lint-only -Wall lint.vlt -f flightllm.f --top-module flightllm
 //
@@ -82,7 +85,7 @@ def verilog_text(config: HwConfig, **options: bool) -> str:
 def folder_files(config: HwConfig) -> Mapping[str, str]:
     """`verilog_files` with a file list, for tools that take `-f`, and the lint waivers."""
     files = verilog_files(config)
-    return {FILE_LIST: "\n".join(sorted(files)) + "\n", WAIVERS: _WAIVERS, **files}
+    return {FILE_LIST: "\n".join(sorted(files)) + "\n", WAIVERS: LINT_WAIVERS, **files}
 
 
 def verilog_files(config: HwConfig) -> Mapping[str, str]:
