@@ -61,6 +61,7 @@ class RtlDevice:
     watchdog : cycles without progress that end a run with an error.
     cache : in place of the user's cache. progress : told what a build is doing.
     optimise : see `build_library`.
+    design : built in place of what is generated, such as the same hardware after synthesis.
 
     Members
     -------
@@ -74,8 +75,9 @@ class RtlDevice:
                  trace: Tracer | None = None, wave: Path | None = None, wave_from: int = 0,
                  watchdog: int = WATCHDOG, cache: Path | None = None,
                  progress: Callable[[str], None] | None = None,
-                 optimise: str = "-O2") -> None:  # fmt: skip
+                 optimise: str = "-O2", design: Design | None = None) -> None:  # fmt: skip
         self.config, self.build_seconds = config, 0.0
+        self._design = design
         self._memory = memory or MemoryModel(
             latency=config.memory.latency_cycles, clock_mhz=config.clock_mhz
         )
@@ -107,8 +109,8 @@ class RtlDevice:
         traced = self._tracer is not None
         begin = time.perf_counter()
         library = build_library(
-            design_of(self.config, traced), self._wave is not None, self._cache, self._progress,
-            self._optimise,
+            self._design or design_of(self.config, traced), self._wave is not None, self._cache,
+            self._progress, self._optimise,
         )
         self.build_seconds = time.perf_counter() - begin
         self._program = program
