@@ -6,11 +6,13 @@ import random
 
 import pytest
 from amaranth.hdl import Module
+from amaranth.lib import wiring
 from amaranth.sim import Simulator
 from small_board import small_board
 
 from flightllm.hw.boards.ulx3s.bridge import HostBridge
 from flightllm.hw.boards.ulx3s.sdram import SdramController, SdramTiming
+from flightllm.hw.boards.ulx3s.shell import MemoryShare
 from flightllm.hw.boards.ulx3s.uart import Receiver, Transmitter
 from flightllm.sim.board.functional import FunctionalBus
 from flightllm.sim.board.serial import SimulatedLine
@@ -281,75 +283,107 @@ def _mode(self, pins) -> None:
 TIMING = SdramTiming(row=1, precharge=1, refresh=4, recover=2, interval=120, start=40)
 
 
-def sdram(transfers, seed: int = 1) -> Chip:
-    """Run (write, address, [beats]) transfers; reads are compared with what was written."""
-    dut, chip = SdramController(TIMING), Chip(TIMING)
-    commands = dict(Chip.COMMANDS)
-    Chip.COMMANDS = {**commands, 0b000: "set_mode"}
-    Chip.set_mode = _mode
-    held: dict[int, int] = {}
-    pauses = random.Random(seed)
+def chip_at(controller, chip: Chip):
+    """The chip at a controller's pins."""
 
     async def pins(ctx) -> None:
         names = ("ras_n", "cas_n", "we_n", "ba", "a", "dqm", "dq_o", "dq_oe")
         while True:
-            values = {name: ctx.get(getattr(dut.pins, name)) for name in names}
-            ctx.set(dut.pins.dq_i, chip.step(values))
+            values = {name: ctx.get(getattr(controller.pins, name)) for name in names}
+            ctx.set(controller.pins.dq_i, chip.step(values))
             await ctx.tick()
 
     pins.background = True
+    return pins
 
-    async def master(ctx) -> None:
-        axi = dut.axi
-        for write, place, beats in transfers:
+
+def master(axi, transfers, pauses: random.Random):
+    """Runs (write, address, [beats]) transfers; reads are compared with what was written."""
+    held: dict[int, int] = {}
+
+    async def write(ctx, place: int, beats) -> None:
+        for number, (data, strobes) in enumerate(beats):
+            await ctx.tick().repeat(pauses.randrange(3) + 1)
+            ctx.set(axi.wdata, data)
+            ctx.set(axi.wstrb, strobes)
+            ctx.set(axi.wlast, number == len(beats) - 1)
+            ctx.set(axi.wvalid, 1)
+            await ctx.tick().until(axi.wready)
+            ctx.set(axi.wvalid, 0)
+            for byte in range(16):
+                if strobes >> byte & 1:
+                    held[place + 16 * number + byte] = data >> 8 * byte & 0xFF
+        ctx.set(axi.bready, 1)
+        await ctx.tick().until(axi.bvalid)
+        ctx.set(axi.bready, 0)
+
+    async def read(ctx, place: int, beats) -> None:
+        for number in range(len(beats)):
+            await ctx.tick().repeat(pauses.randrange(3) + 1)
+            ctx.set(axi.rready, 1)
+            data, last = await ctx.tick().sample(axi.rdata, axi.rlast).until(axi.rvalid)
+            ctx.set(axi.rready, 0)
+            want = [held.get(place + 16 * number + byte, 0) for byte in range(16)]
+            assert list(data.to_bytes(16, "little")) == want, (hex(place), number)
+            assert last == (number == len(beats) - 1)
+
+    async def run(ctx) -> None:
+        for writes, place, beats in transfers:
             await ctx.tick().repeat(pauses.randrange(5) + 1)
-            prefix = "aw" if write else "ar"
+            prefix = "aw" if writes else "ar"
             ctx.set(getattr(axi, prefix + "addr"), place)
             ctx.set(getattr(axi, prefix + "len"), len(beats) - 1)
             ctx.set(getattr(axi, prefix + "valid"), 1)
             await ctx.tick().until(getattr(axi, prefix + "ready"))
             ctx.set(getattr(axi, prefix + "valid"), 0)
-            if write:
-                for number, (data, strobes) in enumerate(beats):
-                    await ctx.tick().repeat(pauses.randrange(3) + 1)
-                    ctx.set(axi.wdata, data)
-                    ctx.set(axi.wstrb, strobes)
-                    ctx.set(axi.wlast, number == len(beats) - 1)
-                    ctx.set(axi.wvalid, 1)
-                    await ctx.tick().until(axi.wready)
-                    ctx.set(axi.wvalid, 0)
-                    for byte in range(16):
-                        if strobes >> byte & 1:
-                            held[place + 16 * number + byte] = data >> 8 * byte & 0xFF
-                ctx.set(axi.bready, 1)
-                await ctx.tick().until(axi.bvalid)
-                ctx.set(axi.bready, 0)
-                continue
-            for number in range(len(beats)):
-                await ctx.tick().repeat(pauses.randrange(3) + 1)
-                ctx.set(axi.rready, 1)
-                data, last = await ctx.tick().sample(axi.rdata, axi.rlast).until(axi.rvalid)
-                ctx.set(axi.rready, 0)
-                want = [held.get(place + 16 * number + byte, 0) for byte in range(16)]
-                assert list(data.to_bytes(16, "little")) == want, (hex(place), number)
-                assert last == (number == len(beats) - 1)
+            await (write if writes else read)(ctx, place, beats)
 
-    simulate(dut, master, pins)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def mode_command(monkeypatch) -> None:
+    """The chip's command of that name, which its state also has."""
+    monkeypatch.setattr(Chip, "COMMANDS", {**Chip.COMMANDS, 0b000: "set_mode"})
+    monkeypatch.setattr(Chip, "set_mode", _mode, raising=False)
+
+
+def sdram(transfers, seed: int = 1) -> Chip:
+    """Run transfers against the controller and the chip."""
+    dut, chip = SdramController(TIMING), Chip(TIMING)
+    simulate(dut, master(dut.axi, transfers, random.Random(seed)), chip_at(dut, chip))
     return chip
 
 
-def test_sdram_keeps_what_is_written() -> None:
-    rng = random.Random(5)
+def some_transfers(rng: random.Random, places: list[int], count: int) -> list:
+    """Writes, each read back at once, and all of them read again at the end."""
     transfers = []
-    for _ in range(12):
-        place = 256 * rng.choice([0, 1, 3, 4, 77, 4096, 131071])
+    for _ in range(count):
+        place = 256 * rng.choice(places)
         beats = [(rng.getrandbits(128), rng.choice([0xFFFF, 0x00F0, rng.getrandbits(16)]))
                  for _ in range(rng.choice([1, 2, 16]))]  # fmt: skip
         transfers += [(True, place, beats), (False, place, beats)]
-    transfers += [(False, place, beats) for _, place, beats in transfers[::2]]
+    return transfers + [(False, place, beats) for _, place, beats in transfers[::2]]
+
+
+def test_sdram_keeps_what_is_written() -> None:
+    transfers = some_transfers(random.Random(5), [0, 1, 3, 4, 77, 4096, 131071], 12)
     chip = sdram(transfers)
     assert len(chip.words) > 64
     assert chip.refreshes > 8 + chip.cycle // (2 * TIMING.interval)
+
+
+def test_two_users_share_the_memory() -> None:
+    """Each in places of its own, both at once: each reads what it wrote."""
+    m, rng = Module(), random.Random(3)
+    m.submodules.share = share = MemoryShare()
+    m.submodules.memory = memory = SdramController(TIMING)
+    wiring.connect(m, share.port, memory.axi)
+    users = [
+        master(axi, some_transfers(rng, places, 8), random.Random(seed))
+        for seed, (axi, places) in enumerate(((share.core, [0, 2, 9]), (share.host, [1, 3, 11])))
+    ]
+    simulate(m, *users, chip_at(memory, Chip(TIMING)))
 
 
 def test_timing_of_the_chip() -> None:
