@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from safetensors.torch import load_file
 from tokenizer_files import write_tokenizer
 from torch_export import export_program, slimmed
 
+from flightllm.models.checkpoint import open_checkpoint
 from flightllm.models.tokenizer import load_tokenizer
 
 __all__ = ["FORMATS"]
@@ -159,15 +161,27 @@ def _gguf_counts(folder: Path, random: Random) -> None:
 
 
 def _gguf(folder: Path) -> Format:
-    write_gguf(folder / "m.gguf", random_checkpoint("llama", layers=1), "F16")
+    with TemporaryDirectory() as words:
+        vocab = load_tokenizer(write_tokenizer(Path(words))).vocab
+        source = random_checkpoint("llama", layers=1, vocab=vocab)
+        write_gguf(folder / "m.gguf", source, "F16", tokenizer=Path(words))
     spoilers: dict[str, Spoiler] = {
         "bytes": of_bytes("m.gguf"),
+        "tokeniser": of_bytes("m.gguf", 1 << 15),
         "shapes": _gguf_numbers("shapes"),
         "offsets": _gguf_numbers("offsets"),
         "types": _gguf_numbers("types"),
         "a billion tensors": _gguf_counts,
     }
-    return Format(folder, "m.gguf", spoilers, open_model)
+    return Format(folder, "m.gguf", spoilers, _open_with_tokenizer)
+
+
+def _open_with_tokenizer(path: Path) -> None:
+    open_model(path)
+    checkpoint = open_checkpoint(path)  # the tokeniser's files go with it
+    home = checkpoint.tokenizer_home()
+    if home is not None:
+        _read_tokenizer(home)
 
 
 # ------------------------------------------------------------------------------------ the others
