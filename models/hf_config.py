@@ -54,14 +54,23 @@ _ROPE_REFUSED = {
 }
 
 
+MAX_JSON = 16 << 20
+"""Bytes that such a file may have; an index of 100,000 tensors has 10 million."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object a JSON file holds; InputError when it is absent, not JSON or not an object."""
     try:
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise InputError(f"{path}: has {size} bytes, more than {MAX_JSON}")
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{path}: cannot be read ({reason.lower()})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of many digits
         raise InputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds a {type(data).__name__}, not an object")

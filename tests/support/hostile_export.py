@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from hostile import Spoiler
-from hostile_spoilers import extreme, of_bytes, payload, pick, spoil_json
+from hostile_spoilers import endless_json, extreme, of_bytes, payload, pick, spoil_json, up_to
 from torch_export import rewritten
 
 __all__ = ["EXPORT"]
@@ -143,7 +143,7 @@ def _many(members: dict[str, bytes], random: Random) -> None:
     """An index of very many tensors, or a program of very many nodes."""
     name, key = pick(random, [(_INDEX, "config"), (_PROGRAM, "nodes")])
     data = json.loads(members[name])
-    count = int(random.integers(1, 1 << 14))
+    count = up_to(random, 16)
     if key == "config":
         one = pick(random, list(data["config"].values()))
         data["config"] |= {f"t{i}": one for i in range(count)}
@@ -168,12 +168,7 @@ def _pickled(members: dict[str, bytes], random: Random) -> None:
 
 
 def _deep(members: dict[str, bytes], random: Random) -> None:
-    """JSON that nests or repeats without end."""
-    count = int(random.integers(1, 1 << 20))
-    text = pick(
-        random, [b"[" * count, b'{"a":' * count, b"[" + b"[]," * count + b"0]", b"9" * count]
-    )
-    members[pick(random, [_PROGRAM, _INDEX])] = text
+    members[pick(random, [_PROGRAM, _INDEX])] = endless_json(random)
 
 
 def _zip(folder: Path, random: Random) -> None:

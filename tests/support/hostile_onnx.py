@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from hostile import Spoiler
-from hostile_spoilers import MARKER, extreme, of_bytes, pick
+from hostile_spoilers import MARKER, extreme, of_bytes, pick, up_to
 from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["ONNX"]
@@ -114,7 +114,7 @@ def _many(folder: Path, random: Random) -> None:
     """Hundreds of thousands of empty tensors or nodes, or one tensor of 10^9 by its shape."""
     path = folder / _FILE
     data = path.read_bytes()
-    count = int(random.integers(1, 1 << 18))
+    count = up_to(random, 20)
     kind = int(random.integers(3))
     if kind == 2:
         model = onnx.load(path)
@@ -139,7 +139,7 @@ def _growth(graph: Any, random: Random) -> None:
     node = pick(random, [n for n in graph.node if n.op_type in ("Add", "Mul", "Cast", "MatMul")])
     source, made = node.input[0], list[Any]()
     kind = int(random.integers(6))
-    for step in range(int(random.integers(1, 60))):
+    for step in range(up_to(random, 7)):
         name = f"grown.{len(graph.node)}.{step}"
         if kind == 0:
             made.append(helper.make_node("Concat", [source, source], [name], axis=-1))

@@ -14,8 +14,9 @@ import torch
 from hostile import Spoiler
 
 __all__ = [
-    "MARKER", "extreme", "of_bytes", "of_config", "of_header", "of_header_field", "of_json",
-    "payload", "pick", "pickled_weights", "spoil_json",
+    "MARKER", "endless_json", "extreme", "of_bytes", "of_config",
+    "of_deep_config", "of_header", "of_header_field", "of_json",
+    "payload", "pick", "pickled_weights", "spoil_json", "up_to",
 ]  # fmt: skip
 
 Random = np.random.Generator
@@ -31,6 +32,11 @@ WORDS = (None, True, [], {}, "", "llama", 0, -1, 1, 3, 1e9, 1e308, -0.5, 10**9, 
 def pick(random: Random, values: Any) -> Any:
     """One of some values."""
     return values[int(random.integers(len(values)))]
+
+
+def up_to(random: Random, bits: int) -> int:
+    """A count below 2^bits, small ones as likely as large ones."""
+    return 1 + int(random.integers(1 << int(random.integers(bits))))
 
 
 def extreme(random: Random) -> int:
@@ -76,6 +82,19 @@ def spoil_json(value: Any, random: Random, depth: int = 0) -> Any:
         index = int(random.integers(len(value)))
         return [*value[:index], spoil_json(value[index], random, depth + 1), *value[index + 1 :]]
     return pick(random, WORDS)
+
+
+def endless_json(random: Random) -> bytes:
+    """JSON that nests or repeats up to millions of times."""
+    count = up_to(random, 22)
+    return bytes(
+        pick(random, [b"[" * count, b'{"a":' * count, b"[" + b"[]," * count + b"0]", b"9" * count])
+    )
+
+
+def of_deep_config(folder: Path, random: Random) -> None:
+    """config.json without end."""
+    (folder / "config.json").write_bytes(endless_json(random))
 
 
 def of_bytes(name: str, head: int = 4096) -> Spoiler:
