@@ -14,7 +14,8 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ from flightllm.spec.device import Device
 from flightllm.spec.dram import dram_timing
 from flightllm.spec.image import Program
 from flightllm.spec.isa import Register
+from flightllm.spec.trace import TraceRecord
 
-__all__ = ["CASES", "Case", "main", "measure", "outside_bars", "page"]
+__all__ = ["CASES", "Case", "differences", "main", "measure", "outside_bars", "page"]
+
+Note = Callable[[TraceRecord], None]
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE, PAGE = ROOT / "spec" / "calibration.json", ROOT / "docs" / "calibration.md"
@@ -147,8 +151,11 @@ def program_of(case: Case) -> Program:
     return build_program(random_model(3, **arguments), case.config(), case.shape)
 
 
-def rtl_device(case: Case) -> Device:
-    """The generated hardware with the case's memory."""
+def rtl_device(case: Case, note: Note) -> Device:
+    """The generated hardware with the case's memory, and the trace ports that `compare` uses.
+
+    The larger hardware is compiled with -O1, which takes half the time.
+    """
     from flightllm.sim.rtl.device import RtlDevice
     from flightllm.sim.rtl.simulation import MemoryModel
 
@@ -157,16 +164,18 @@ def rtl_device(case: Case) -> Device:
         latency=case.latency or 100, stalls={"r": case.stalls}, clock_mhz=config.clock_mhz,
         dram=None if case.latency else dram_timing(config),
     )  # fmt: skip
-    return RtlDevice(config, memory=memory, progress=lambda text: print(f"  {text}", flush=True))
+    return RtlDevice(
+        config, memory=memory, trace=note, optimise="-O1" if "slice" in case.board else "-O2",
+        progress=lambda text: print(f"  {text}", flush=True),
+    )  # fmt: skip
 
 
-def cycle_device(case: Case) -> Device:
+def cycle_device(case: Case, note: Note | None = None) -> Device:
     """The cycle model with the case's memory."""
     if not case.latency:
-        return CycleDevice(case.config(), dram=dram_timing(case.config()))
-    return CycleDevice(
-        case.config(), memory=PlainMemory(case.latency, pace=1 / (1 - case.stalls))
-    )  # fmt: skip
+        return CycleDevice(case.config(), dram=dram_timing(case.config()), trace=note)
+    memory = PlainMemory(case.latency, pace=1 / (1 - case.stalls))
+    return CycleDevice(case.config(), memory=memory, trace=note)
 
 
 def _run(device: Device, program: Program, case: Case) -> tuple[int, Mapping[str, int]]:
@@ -205,7 +214,7 @@ def measure(case: Case, program: Program | None = None,
     if known is not None and known["program"] == name:
         rtl, busy = known["rtl"], {unit: part[0] for unit, part in known["units"].items()}
     else:
-        rtl, counters = _run(rtl_device(case), made, case)
+        rtl, counters = _run(rtl_device(case, lambda record: None), made, case)
         busy = {unit: round(counters.get(f"{unit}.busy", 0) / cores) for unit in UNITS}
     model, mine = _run(cycle_device(case), dataclasses.replace(made, image={}), case)
     units = {}
@@ -222,6 +231,29 @@ def measure(case: Case, program: Program | None = None,
             "memory": config.memory.kind,
         },
     }  # fmt: skip
+
+
+def differences(case: Case, count: int = 20) -> list[str]:
+    """The first instructions that take other times in the model than in the hardware: core, unit,
+    word, name, cycles there and here."""
+    made = program_of(case)
+    found: dict[tuple[int, int, str], list[TraceRecord]] = defaultdict(list)
+    for where, open_device in enumerate((rtl_device, cycle_device)):
+        def note(record: TraceRecord, where: int = where) -> None:
+            found[where, record.core, record.unit].append(record)
+
+        _run(open_device(case, note), made, case)
+    pairs = [
+        (a, b) for (where, core, unit), records in list(found.items()) if not where
+        for a, b in zip(records, found[1, core, unit])
+    ]  # fmt: skip
+    pairs.sort(key=lambda pair: pair[0].start or 0)
+    lines = []
+    for a, b in pairs:
+        there, here = ((r.end or 0) - (r.start or 0) for r in (a, b))
+        if there != here:
+            lines.append(f"core {a.core} {a.unit} {a.address} {a.name}: {there}, model {here}")
+    return lines[:count]
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -284,7 +316,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--differences", action="store_true",
+                        help="print the first instructions whose times differ, write nothing")
     options = parser.parse_args(arguments)
+    if options.differences:
+        for case in CASES:
+            if options.only in case.name:
+                print("\n".join([case.name, *differences(case)]))
+        return 0
     known, rows = _kept(), {}
     wanted = [case for case in CASES if options.only in case.name or case.name in known]
     for case in wanted:

@@ -4,9 +4,10 @@ import dataclasses
 
 import calibrate
 import pytest
-from calibrate import CASES, Case, measure, outside_bars, page
+from calibrate import CASES, Case, differences, measure, outside_bars, page
 
 from flightllm import calibration
+from flightllm.sim.cycle import CycleDevice, PlainMemory
 from flightllm.spec import timing
 from flightllm.spec.device import RunResult
 
@@ -37,7 +38,7 @@ def rtl(monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(calibrate, "rtl_device", lambda case: Known())
+    monkeypatch.setattr(calibrate, "rtl_device", lambda case, note: Known())
     return case, made
 
 
@@ -65,6 +66,21 @@ def test_figures_of_the_hardware_are_kept_while_the_program_is_the_same(rtl):
     known = {**row, "rtl": row["rtl"] + 1000}
     assert measure(case, made, known)["rtl"] == row["rtl"] + 1000
     assert measure(case, made, {**known, "program": "another"})["rtl"] == row["rtl"]
+
+
+def test_instructions_that_take_another_time_are_named(monkeypatch):
+    case = Case("tiny", "small", 4, "decode", 1, 17)
+    monkeypatch.setattr(calibrate, "rtl_device", calibrate.cycle_device)
+    assert differences(case) == []
+    slow = CycleDevice(case.config(), memory=PlainMemory(150))
+
+    def slower(case, note):
+        slow.trace = note
+        return slow
+
+    monkeypatch.setattr(calibrate, "rtl_device", slower)
+    first = differences(case)[0]
+    assert first.startswith("core 0 ld") and "model" in first
 
 
 def test_an_error_above_its_bar_is_told(rtl):
