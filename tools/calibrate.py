@@ -170,10 +170,12 @@ def rtl_device(case: Case, note: Note) -> Device:
     )  # fmt: skip
 
 
-def cycle_device(case: Case, note: Note | None = None) -> Device:
-    """The cycle model with the case's memory."""
+def cycle_device(case: Case, note: Note | None = None, began: int = 0) -> Device:
+    """The cycle model with the case's memory, which has run for `began` cycles."""
     if not case.latency:
-        return CycleDevice(case.config(), dram=dram_timing(case.config()), trace=note)
+        return CycleDevice(
+            case.config(), dram=dram_timing(case.config()), trace=note, began=began
+        )
     memory = PlainMemory(case.latency, pace=1 / (1 - case.stalls))
     return CycleDevice(case.config(), memory=memory, trace=note)
 
@@ -208,22 +210,30 @@ def measure(case: Case, program: Program | None = None,
     ----------
     program : of the case, if it is made. known : its row, whose RTL figures are used if the program
         is the same.
+
+    A row's `began` is the cycle of the simulation in which the run begins: refreshes fall alike.
     """
     made = program or program_of(case)
     config, cores, name = case.config(), case.config().cores, digest(made)
+    bare = dataclasses.replace(made, image={})
     if known is not None and known["program"] == name:
-        rtl, busy = known["rtl"], {unit: part[0] for unit, part in known["units"].items()}
+        rtl, began = known["rtl"], known["began"]
+        busy = {unit: part[0] for unit, part in known["units"].items()}
     else:
-        rtl, counters = _run(rtl_device(case, lambda record: None), made, case)
+        starts: list[int] = []
+        rtl, counters = _run(rtl_device(case, lambda r: starts.append(r.start or 0)), made, case)
         busy = {unit: round(counters.get(f"{unit}.busy", 0) / cores) for unit in UNITS}
-    model, mine = _run(cycle_device(case), dataclasses.replace(made, image={}), case)
+        firsts: list[int] = []
+        _run(cycle_device(case, lambda r: firsts.append(r.start or 0)), bare, case)
+        began = min(starts) - min(firsts)
+    model, mine = _run(cycle_device(case, began=began), bare, case)
     units = {}
     for unit, there in busy.items():
         if there:
             here = round(mine[f"{unit}.busy"] / cores)
             units[unit] = [there, here, round(100 * (here / there - 1), 2)]
     return {
-        "case": case.name, "program": name, "rtl": rtl, "model": model,
+        "case": case.name, "program": name, "began": began, "rtl": rtl, "model": model,
         "error_percent": round(100 * (model / rtl - 1), 3), "units": units,
         "config": {
             **{name: getattr(config, name) for name in calibration.FIELDS},

@@ -30,14 +30,15 @@ class CycleDevice:
     memory : a plain memory in place of the configuration's own.
     efficiency : of the device memory, see `flightllm.spec.dram.dram_timing`.
     dram : a memory's banks in place of the configuration's.
+    began : cycles before the first run, in which the memory was refreshed.
     """
 
     name = "cycle"
 
     def __init__(self, config: HwConfig, *, trace: Tracer | None = None,
                  memory: PlainMemory | None = None, efficiency: float | None = None,
-                 dram: DramTiming | None = None) -> None:  # fmt: skip
-        self.config, self.trace = config, trace
+                 dram: DramTiming | None = None, began: int = 0) -> None:  # fmt: skip
+        self.config, self.trace, self._began = config, trace, began
         self._dram = dram or (None if memory else dram_timing(config, efficiency))
         self._memory = memory or PlainMemory(config.memory.latency_cycles)
         self._noted: dict[tuple[int, str], deque[TraceRecord]] = {}
@@ -65,6 +66,7 @@ class CycleDevice:
             self._bits = FunctionalDevice(self.config, trace=note)
             self._bits.load(program)
         self._machine = TimedMachine(program, self._dram, self._memory)
+        self._machine.now = float(self._began)
 
     def write(self, core: int, channel: int, address: int, data: bytes) -> None:
         """Write `data` to the memory of a channel; nothing happens where there are no bits."""

@@ -25,20 +25,25 @@ def test_cases_cover_what_must_be_shown():
 def rtl(monkeypatch):
     """Stands in for the RTL: the cycle model as the table of timing is now."""
     case = Case("tiny", "small", 4, "decode", 1, 17)
-    made = calibrate.program_of(case)
-    cycles, counters = calibrate._run(calibrate.cycle_device(case), made, case)
+    made, records = calibrate.program_of(case), []
+    cycles, counters = calibrate._run(calibrate.cycle_device(case, records.append), made, case)
 
     class Known:
+        def __init__(self, note):
+            self.note = note
+
         def load(self, program):
             pass
 
         def run(self, entry, registers):
+            for record in records:
+                self.note(record)
             return RunResult(cycles, counters)
 
         def close(self):
             pass
 
-    monkeypatch.setattr(calibrate, "rtl_device", lambda case, note: Known())
+    monkeypatch.setattr(calibrate, "rtl_device", lambda case, note: Known(note))
     return case, made
 
 
