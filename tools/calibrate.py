@@ -293,10 +293,10 @@ def page(table: Mapping[str, Any]) -> str:
         "busy cycles where they differ most. Written by `make calibrate`; the figures hold for",
         f"gateware `{table['rtl'][:16]}` and model `{table['model'][:16]}` only, and",
         "`flightllm estimate` prints no error when either has changed since.", "",
-        "Models are random weights of two small shapes and of a quarter of a LLaMA2-7B layer, what a",
-        "core of 8 channels has of one over 32. `banks` is the board's memory with rows and refresh,",
-        "otherwise memory answers after a fixed latency. A slice is one core of the board with its",
-        "parameters, 8 channels of `u280`, 4 of `kv260`.",
+        "Models are random weights of two small shapes and of a quarter of a LLaMA2-7B layer, what",
+        "a core of 8 channels has of one over 32. `banks` is the board's memory with rows and",
+        "refresh, otherwise memory answers after a fixed latency. A slice is one core of the board",
+        "with its parameters, 8 channels of `u280`, 4 of `kv260`.",
         "", *table_of(table["programs"]),
     ]  # fmt: skip
     errors = [abs(row["error_percent"]) for row in table["programs"]]
