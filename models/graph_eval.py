@@ -32,9 +32,9 @@ def run_node(node: Node, inputs: list[Any]) -> tuple[Any, ...]:
     try:
         return operator(node, inputs)
     except FlightError as error:
-        raise InputError(f"node {node.name!r} ({node.op}): {error}") from error
+        raise InputError(f"node {node.name!r} ({node.called}): {error}") from error
     except Exception as error:  # numpy refuses inputs that do not fit in many ways
-        raise InputError(f"node {node.name!r} ({node.op}): {error}") from error
+        raise InputError(f"node {node.name!r} ({node.called}): {error}") from error
 
 
 def wide(x: Array) -> Array:
@@ -89,7 +89,11 @@ class Evaluation:
             if source is not None and source.op == "QuantizeLinear":
                 self.values[node.outputs[0]] = self._known(source.inputs[0])
                 return
-        results = run_node(node, [self._known(name) for name in node.inputs])
+        given = [self._known(name) for name in node.inputs]
+        try:
+            results = run_node(node, given)
+        except InputError as error:
+            raise InputError(f"{self.graph.path}: {error}") from error
         for name, result in zip(node.outputs, results):
             if name and name not in self.values and result is not None:
                 self.values[name] = made = wide(np.asarray(result))

@@ -159,7 +159,14 @@ def _fed(name: str, spec: GraphInput, tokens: int, vocab: int, graph: Graph) -> 
 def _tokens(graph: Graph, wanted: int) -> int:
     """Tokens to probe with: what the graph fixes, or a few."""
     for name, spec in graph.inputs.items():
-        if "input_ids" in name and len(spec.shape) == 2 and spec.shape[1] is not None:
+        if "input_ids" not in name or len(spec.shape) != 2:
+            continue
+        if spec.shape[0] not in (None, 1):
+            raise InputError(
+                f"{graph.path}: is fixed to {spec.shape[0]} sequences at a time: export with one,"
+                " or with a dynamic batch"
+            )
+        if spec.shape[1] is not None:
             if spec.shape[1] > MAX_STATIC_TOKENS:
                 raise InputError(
                     f"{graph.path}: is fixed to {spec.shape[1]} tokens: export with a dynamic"

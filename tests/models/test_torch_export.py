@@ -259,6 +259,14 @@ def test_other_archives(edited: Any, tmp_path: Path) -> None:
     refused(tmp_path / "no.pt2", "is no zip archive")
 
 
+def test_a_batch_that_is_fixed(edited: Any) -> None:
+    def change(data: dict[str, Any]) -> None:
+        meta = data["graph_module"]["graph"]["tensor_values"]["input_ids"]
+        meta["sizes"][0] = {"as_int": 2}
+
+    refused(edited(program(change)), "is fixed to 2 sequences at a time: export with one")
+
+
 def test_a_window_that_a_fixed_length_hides(tmp_path: Path) -> None:
     """Five tokens never reach a window of 9: it is not guessed that there is none."""
     path = export_program(hf_model("mistral"), tmp_path / "m.pt2", form="fixed")
