@@ -1,10 +1,11 @@
 """The page docs/accuracy.md: what each weight scheme costs, measured by `flightllm.evaluate`.
 
 Run as ``python tools/accuracy.py`` (``make accuracy``). It calibrates once for each row, which
-takes minutes, so `make check` does not repeat it. Each row is kept in ``out/accuracy.json`` and the
-page written anew, so that an interrupted run goes on where it stopped; ``--again`` measures all of
-them anew, and ``--minutes N`` begins no row after N minutes. The page carries the digest of the
-demo model that was measured, and a test fails when the repository holds another one.
+takes minutes, so `make check` does not repeat it. Each row is kept in ``docs/accuracy.json`` and
+the page written anew, so that an interrupted run goes on where it stopped; ``--again`` measures all
+of them anew, ``--minutes N`` begins no row after N minutes, ``--only TEXT`` takes some. The page
+carries the digest of the demo model that was measured, and a test fails when the repository holds
+another one.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = [
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 
-FOUND = Path(__file__).resolve().parent.parent / "out" / "accuracy.json"
-"""Rows measured so far: an interrupted run goes on with the next one."""
+FOUND = PAGE.with_suffix(".json")
+"""Rows measured so far: an interrupted run goes on with the next one, on any machine."""
 
 PIECES = 2
 """Pieces of each text that are executed; torch scores all."""
@@ -228,9 +229,9 @@ def _found(again: bool) -> dict[str, dict[str, Any]]:
 
 def _write(chosen: Sequence[Subject], rows: Mapping[str, dict[str, Any]]) -> None:
     """Store the rows, and the page with those that there are, in their order."""
-    FOUND.parent.mkdir(exist_ok=True)
-    FOUND.write_text(json.dumps({"digest": digest(), "rows": rows}, indent=1), encoding="utf-8")
-    sections, verdicts = [], list[str]()
+    text = json.dumps({"digest": digest(), "rows": rows}, indent=1) + "\n"
+    FOUND.write_text(text, encoding="utf-8")
+    sections, verdicts, missing = [], list[str](), list[str]()
     for subject in chosen:
         scores = {
             name: Evaluation(**rows[f"{subject.title}: {name}"])
@@ -238,9 +239,18 @@ def _write(chosen: Sequence[Subject], rows: Mapping[str, dict[str, Any]]) -> Non
             if f"{subject.title}: {name}" in rows
         }
         if scores:
+            missing += [
+                f"{subject.title}: {name}"
+                for name in ROWS
+                if name not in scores and name not in subject.skipped
+            ]
             sections.append(section(subject, scores))
             verdicts += bars(subject.title, scores)
-    PAGE.write_text(page(sections, verdicts), encoding="utf-8")
+    text = page(sections, verdicts)
+    if missing:
+        names = "\n".join(f"- {name}" for name in missing)
+        text += f"\n## Not measured yet\n\n`make accuracy` goes on with these rows.\n\n{names}\n"
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] = (), tell: Callable[[str], object] = print) -> int:
@@ -248,13 +258,14 @@ def main(arguments: Sequence[str] = (), tell: Callable[[str], object] = print) -
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--again", action="store_true", help="measure every row anew")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after these")
+    parser.add_argument("--only", default="", help="only rows whose model and name hold this")
     asked = parser.parse_args(arguments)
     end = time.monotonic() + 60 * asked.minutes
     rows, chosen = _found(asked.again), subjects()
     for name, options in ROWS.items():
         for subject in chosen:
             key = f"{subject.title}: {name}"
-            if name in subject.skipped:
+            if name in subject.skipped or asked.only not in key:
                 continue
             if key not in rows:
                 if time.monotonic() > end:

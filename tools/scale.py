@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -184,9 +184,14 @@ _HEAD = """\
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---|"""
 
 
-def page(results: Sequence[Result], config: ModelConfig, cores: int) -> str:
-    """The page."""
-    rows = "\n".join(_row(case, found) for case, found in zip(CASES, results))
+def page(results: Mapping[Case, Result], config: ModelConfig, cores: int) -> str:
+    """The page; cases without a result are named as not measured."""
+    rows = "\n".join(
+        _row(case, results[case])
+        if case in results
+        else f"| {case.title} | not measured yet | | {case.minutes:g} | | | {case.gib:g} | | | |"
+        for case in CASES
+    )
     return f"""\
 # Scale
 
@@ -229,13 +234,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = json.loads(known.read_text()) if known.is_file() else {}
     if asked.clean:
         shutil.rmtree(asked.folder)
-    if asked.layers is not None or len(results) < len(CASES):
+    if asked.layers is not None:
         return 0
-    made = [Result(**results[str(number)]) for number in range(len(CASES))]
+    made = {CASES[int(number)]: Result(**found) for number, found in results.items()}
     PAGE.write_text(page(made, config, os.cpu_count() or 1), encoding="utf-8")
     missed = [
         case
-        for case, found in zip(CASES, made)
+        for case, found in made.items()
         if found.image_bytes != found.predicted_bytes
         or found.seconds > 60 * case.minutes
         or found.peak_bytes > case.gib * 2**30

@@ -56,7 +56,7 @@ def test_main_measures_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(flightllm, "evaluate", evaluate)
     monkeypatch.setattr(accuracy, "subjects", lambda: [subject])
     monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
-    monkeypatch.setattr(accuracy, "FOUND", tmp_path / "out" / "accuracy.json")
+    monkeypatch.setattr(accuracy, "FOUND", tmp_path / "accuracy.json")
     assert accuracy.main([], lambda text: None) == 0
     assert [options for _, _, options in seen] == [
         {"text_format": "continuous", "pieces": accuracy.PIECES, **options}
@@ -81,7 +81,7 @@ def test_an_interrupted_run_leaves_what_it_has(
     monkeypatch.setattr(flightllm, "evaluate", lambda *args, **options: next(calls))
     monkeypatch.setattr(accuracy, "subjects", lambda: [subject])
     monkeypatch.setattr(accuracy, "PAGE", tmp_path / "accuracy.md")
-    monkeypatch.setattr(accuracy, "FOUND", tmp_path / "out" / "accuracy.json")
+    monkeypatch.setattr(accuracy, "FOUND", tmp_path / "accuracy.json")
     with pytest.raises(StopIteration):
         accuracy.main([], lambda text: None)
     text = (tmp_path / "accuracy.md").read_text(encoding="utf-8")

@@ -28,9 +28,12 @@ def result(**changes: int) -> scale.Result:
 
 
 def test_page() -> None:
-    text = scale.page([result(), result(predicted_bytes=1)], zoo.shape("llama2-7b"), 2)
+    first, second = scale.CASES
+    config = zoo.shape("llama2-7b")
+    text = scale.page({first: result(), second: result(predicted_bytes=1)}, config, 2)
     assert "| 1.00 GB | 1.5 | 20 | 2.0 | 3.00 | 6 | 10 of 32 | 1,234 | equal |" in text
     assert "| 10 of 32 | 1,234 | DIFFERENT |" in text
+    assert "not measured yet" in scale.page({first: result()}, config, 2)
 
 
 def test_a_command_that_fails_is_seen() -> None:
