@@ -1,8 +1,8 @@
 """The page docs/performance.md and its charts: what the cycle model says of the presets.
 
 Run as ``python tools/performance.py`` (``make performance``). Rows are `flightllm estimate`s, so it
-takes minutes and `make check` does not repeat it. The page carries the digest of the model
-that made it, and a test fails when the repository holds another one.
+takes minutes and `make check` does not repeat it. The page carries the digest of the model that
+made it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ __all__ = ["FIELDS", "digests", "load_calibration", "model_error", "outside"]
 ROOT = Path(__file__).resolve().parent
 TABLE = Path(spec.__file__).resolve().parent / "calibration.json"
 RTL = ("hw", "spec/isa.py", "spec/parameters.py", "spec/formats.py")
+APART = frozenset({"boards", "resources.py"})
+"""What of them no simulated design is made of: projects of boards, the resource model."""
 MODEL = ("sim/cycle", "spec/timing.py", "spec/dram.py")
 FIELDS = (
     "beat_bytes", "macs_per_channel", "sfu_lanes", "prefetch_bytes", "prefill_tile",
@@ -54,7 +56,7 @@ def _digest(names: tuple[str, ...]) -> str:
         path = ROOT / name
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         for file in files:
-            if file.name != "resources.py":
+            if not APART & set(file.relative_to(ROOT).parts):
                 total.update(file.relative_to(ROOT).as_posix().encode() + b"\0")
                 total.update(_code(file).encode())
     return total.hexdigest()
