@@ -79,7 +79,8 @@ class Cell(wiring.Component):
     Members
     -------
     en : In(1), all of it steps; high where nothing is connected.
-    codes, picks : In, of a slice. rows : In(2), of the slice; DSP48E1 needs it.
+    codes, picks : In, of a slice; picks as `pick` takes them.
+    rows : In(2), of the slice; DSP48E1 needs it.
     windows : In(window_layout(k_lanes)).
     sums : Out, two signed numbers of `sum_bits(k_lanes)` bits.
     """
@@ -105,7 +106,7 @@ class Cell(wiring.Component):
         x = Signal(data.ArrayLayout(signed(8), self.k_lanes), reset_less=True)
         with m.If(self.en):
             for lane in range(self.k_lanes):
-                m.d.sync += x[lane].eq(pick(self.windows[lane // 8], self.picks[lane]))
+                m.d.sync += x[lane].eq(pick(self.windows[lane // 8], self.picks[lane], lane))
         sums: list[list[Value]] = [[], []]
         chains = [chain_for(self._kind, lanes, self._modelled) for _, lanes in self._parts]
         depth = max(chain.latency for chain in chains)

@@ -8,12 +8,17 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.decode.layout import log2
 
-__all__ = ["CodeRing", "align", "beats_of_slice"]
+__all__ = ["CodeRing", "align", "beats_of_slice", "ring_beats"]
 
 
 def beats_of_slice(beat_bytes: int, k_lanes: int) -> int:
     """Beats that a slice of 8-bit codes touches at most."""
     return -(-(2 * k_lanes + beat_bytes - 1) // beat_bytes)
+
+
+def ring_beats(beat_bytes: int, k_lanes: int) -> int:
+    """Beats in the ring: twice the largest slice, at least four."""
+    return max(4, 1 << (4 * k_lanes // beat_bytes - 1).bit_length())
 
 
 class CodeRing(wiring.Component):
@@ -32,7 +37,7 @@ class CodeRing(wiring.Component):
 
     def __init__(self, beat_bytes: int, k_lanes: int) -> None:
         self.beat_bytes = beat_bytes
-        self.beats = max(4, 1 << (4 * k_lanes // beat_bytes - 1).bit_length())
+        self.beats = ring_beats(beat_bytes, k_lanes)
         self.reach = beats_of_slice(beat_bytes, k_lanes)
         size = self.beats * beat_bytes
         super().__init__({

@@ -9,12 +9,12 @@ from amaranth.lib.wiring import In, Out
 from flightllm.hw.decode.headers import HeaderStore
 from flightllm.hw.decode.layout import Command, Slice, Tag, log2
 from flightllm.hw.decode.levels import (
+    Tables,
     extract,
     extract_next,
     levels,
     live_blocks,
     place,
-    table_memory,
 )
 from flightllm.hw.decode.picks import aligned_index, choose, ranks, ranks_layout
 from flightllm.hw.decode.plan import Planner
@@ -136,7 +136,9 @@ class DecodeUnit(wiring.Component):
         ]
         bits = register(1, align(head, offset, self.k_lanes), "bits")
         index = [
-            register(1, aligned_index(block, place)[: 2 * self.k_lanes], f"index_{k}")
+            register(
+                1, aligned_index(block, place, tags[0].dense, 2 * self.k_lanes), f"index_{k}"
+            )
             for k, place in enumerate(fine)
         ]
         rows = data.ArrayLayout(data.ArrayLayout(8, self.k_lanes), 2)
@@ -154,14 +156,10 @@ class DecodeUnit(wiring.Component):
 
     def _look_up(self, m: Module, planner: Any, step: Any, tag: Any, codes: Any,
                  ranked: Any) -> None:  # fmt: skip
-        m.submodules.table = store = table_memory()
-        write = store.write_port()
-        m.d.comb += [
-            write.en.eq(planner.table_en),
-            write.addr.eq(planner.table_address),
-            write.data.eq(planner.table_data),
-        ]
-        made = Signal(Slice(self.k_lanes, self.twin))
+        tables = Tables(
+            planner.table_en, planner.table_address, planner.table_data, tag.bank
+        )
+        made = self.slices.payload
         kept = Signal(2)
         m.d.comb += kept.eq(tag.kept)  # 0 when dense
         for part in range(1 + self.twin):
@@ -171,14 +169,16 @@ class DecodeUnit(wiring.Component):
             if part:
                 second = Mux(tag.couple, tag.second[1].as_value(), second.as_value())
                 second = data.View(tag.second[0].shape(), second)
-            levels(m, store, placed, tag, second, live, made.codes[part])
-            picks = choose(m, ranked[part], tag.dense, tag.indices, tag.kept, f"pick_{part}")
-            m.d.comb += made.picks[part].eq(Cat(picks))
-        for name in ("span", "dense", "rows", "sums", "again", "first", "last", "final", "join",
-                     "couple", "scale", "second"):  # fmt: skip
-            m.d.comb += getattr(made, name).eq(getattr(tag, name))
+            levels(m, tables, placed, tag, second, live, step, made.codes[part])
+            picks = choose(
+                m, ranked[part], tag.indices & ~tag.dense, tag.kept, f"pick_{part}"
+            )
+            with m.If(step):
+                m.d.sync += made.picks[part].eq(Cat(picks))
         with m.If(step):
-            m.d.sync += self.slices.payload.eq(made)
+            for name in ("span", "dense", "rows", "sums", "again", "first", "last", "final",
+                         "join", "couple", "scale", "second"):  # fmt: skip
+                m.d.sync += getattr(made, name).eq(getattr(tag, name))
 
 
 def _banks(valid: Any, tag: Any) -> Any:

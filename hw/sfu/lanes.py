@@ -15,7 +15,7 @@ gelu    x * recip(1 + exp(-z(x)))                  4M + A, then as silu without 
 from enum import IntEnum
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -158,8 +158,9 @@ class Lane(wiring.Component):
         for unit in (mul_x, mul_y, add_x, exp, recip, convert):
             m.d.comb += unit.en.eq(1)
         front = self._gelu_front(m)
+        # Where gelu's front takes the second multiplier, and relu needs none, the result waits.
+        waited = delay(m, Const(1), mul_x.o, mul, "waited")
         kept = Signal(Float32)
-        rectified = Mux(self.x.sign, 0, self.x.as_value())
         m.d.comb += [
             kept.eq(Mux(self.keep, exp.o.as_value(), 0)),
             recip.i.eq(add_x.o),
@@ -168,50 +169,37 @@ class Lane(wiring.Component):
             self.level.eq(convert.o),
             self.power.eq(kept),
             self.square.eq(mul_y.o),
-            self.value.eq(mul_y.o),
+            add_x.i.subtract.eq(
+                ((self.mode == LaneMode.ROPE) & self.minus) | (self.mode == LaneMode.SOFT)
+            ),
         ]
-        routes = {
-            LaneMode.ADD: [add_x.i.a.eq(self.x), add_x.i.b.eq(self.y), self.value.eq(add_x.o)],
-            LaneMode.STAT: [
-                mul_x.i.a.eq(self.x), mul_x.i.b.eq(self.y), mul_y.i.a.eq(self.x),
-                mul_y.i.b.eq(self.x), self.value.eq(mul_x.o),
-            ],
-            LaneMode.QUANT: [
-                mul_x.i.a.eq(self.x), mul_x.i.b.eq(self.y), mul_y.i.a.eq(mul_x.o),
-                mul_y.i.b.eq(self.inverse),
-            ],
-            LaneMode.ROPE: [
-                mul_x.i.a.eq(self.x), mul_x.i.b.eq(self.y), mul_y.i.a.eq(self.partner),
-                mul_y.i.b.eq(self.z), add_x.i.a.eq(mul_x.o), add_x.i.b.eq(mul_y.o),
-                add_x.i.subtract.eq(self.minus), self.value.eq(add_x.o),
-            ],
-            LaneMode.SOFT: [
-                add_x.i.a.eq(self.x), add_x.i.b.eq(self.factor), add_x.i.subtract.eq(1),
-                exp.i.eq(add_x.o), mul_x.i.a.eq(kept), mul_x.i.b.eq(self.y_again),
-                mul_y.i.a.eq(mul_x.o), mul_y.i.b.eq(self.inverse),
-            ],
-            LaneMode.SILU: [
-                exp.i.eq(_negative(self.x)), add_x.i.a.eq(ONE), add_x.i.b.eq(exp.o),
-                mul_x.i.a.eq(self.x_again), mul_x.i.b.eq(recip.o), mul_y.i.a.eq(mul_x.o),
-                mul_y.i.b.eq(self.y_again),
-            ],
-            LaneMode.RELU: [
-                mul_x.i.a.eq(rectified), mul_x.i.b.eq(ONE), mul_y.i.a.eq(mul_x.o),
-                mul_y.i.b.eq(ONE),
-            ],
-            LaneMode.GELU: [
-                exp.i.eq(_negative(mul_y.o)), add_x.i.a.eq(ONE), add_x.i.b.eq(exp.o),
-                mul_x.i.a.eq(self.x_again), mul_x.i.b.eq(recip.o), mul_y.i.a.eq(front),
-                mul_y.i.b.eq(TWICE_ROOT),
-                # The second multiplier works in front: the result waits as long as it would take.
-                self.value.eq(delay(m, Const(1), mul_x.o, mul, "gelu")),
-            ],
-        }  # fmt: skip
-        with m.Switch(self.mode):
-            for mode, route in routes.items():
-                with m.Case(mode):
-                    m.d.comb += route
+        for port, *choices in self._routes(mul_x, mul_y, add_x, exp, recip.o, front):
+            m.d.comb += port.eq(_chosen(*choices))
+        m.d.comb += self.value.eq(_chosen(
+            (mul_y.o, 0), (add_x.o, self._in(LaneMode.ADD, LaneMode.ROPE)),
+            (mul_x.o, self._in(LaneMode.STAT)), (waited, self._in(LaneMode.RELU, LaneMode.GELU)),
+        ))  # fmt: skip
         return m
+
+    def _in(self, *modes: LaneMode) -> Value:
+        return Cat(self.mode == mode for mode in modes).any()
+
+    def _routes(self, mul_x: Any, mul_y: Any, add_x: Any, exp: Any, recip: Any,
+                front: Any) -> list[tuple[Any, ...]]:  # fmt: skip
+        """Ports of units: what each takes, and what instead, under which condition."""
+        _, stat, _, rope, soft, silu, relu, gelu = (self._in(mode) for mode in LaneMode)
+        sigmoid = silu | gelu
+        return [
+            (mul_x.i.a, (self.x, 0), (exp.o, soft & self.keep), (self.x_again, sigmoid),
+             (Const(0, 32), (soft & ~self.keep) | (relu & self.x.sign))),
+            (mul_x.i.b, (self.y, 0), (self.y_again, soft), (recip, sigmoid), (ONE, relu)),
+            (mul_y.i.a, (mul_x.o, 0), (self.x, stat), (self.partner, rope), (front, gelu)),
+            (mul_y.i.b, (self.inverse, 0), (self.x, stat), (self.z, rope), (self.y_again, silu),
+             (TWICE_ROOT, gelu)),
+            (add_x.i.a, (self.x, 0), (mul_x.o, rope), (ONE, sigmoid)),
+            (add_x.i.b, (self.y, 0), (mul_y.o, rope), (self.factor, soft), (exp.o, sigmoid)),
+            (exp.i, (add_x.o, 0), (_negative(self.x), silu), (_negative(mul_y.o), gelu)),
+        ]  # fmt: skip
 
     def _gelu_front(self, m: Module) -> Any:
         """x + x * x * x * 0.044715, 3 mul + add cycles later."""
@@ -234,3 +222,17 @@ class Lane(wiring.Component):
 
 def _negative(x: data.View) -> Any:
     return Cat(x.fraction, x.exponent, ~x.sign)
+
+
+def _chosen(*choices: tuple[Any, Any]) -> Value:
+    """The value whose condition holds, else the first; no two hold at a time.
+
+    Selected by its number: four choices are one look-up table a bit.
+    """
+    values = [Value.cast(value) for value, _ in choices]
+    bits = (len(choices) - 1).bit_length()
+    values += [values[0]] * ((1 << bits) - len(values))
+    for bit in range(bits):
+        number = Cat(condition for k, (_, condition) in enumerate(choices) if k >> bit & 1).any()
+        values = [Mux(number, odd, even) for even, odd in zip(values[::2], values[1::2])]
+    return values[0]
