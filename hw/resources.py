@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from flightllm.hw.decode.ring import beats_of_slice, ring_beats
 from flightllm.spec.config import HwConfig
 from flightllm.spec.isa import QUEUE_DEPTH, UNITS
 from flightllm.spec.parameters import (
@@ -48,11 +49,23 @@ LANE_DSPS = 2
 # (LUT, FF) of the parts of float32 arithmetic at the latencies that the units use, by
 # `yosys synth_xilinx -family xcup -flatten`: its estimate of LUT sites and its shift registers.
 PARTS: dict[str, tuple[float, float]] = {
-    "add": (336, 140), "add_positive": (268, 135), "mul": (84, 162), "lane_mul": (79, 130),
-    "int_to_float": (109, 67), "short_to_float": (55, 45), "half_to_float": (46, 19),
-    "to_int8": (46, 20), "to_half": (80, 40), "exp": (1497, 1055), "recip": (920, 722),
-    "rsqrt": (1330, 697),
+    "add": (256, 140), "add_positive": (205, 135), "mul": (110, 162), "lane_mul": (78, 136),
+    "int_to_float": (101, 67), "short_to_float": (56, 45), "half_to_float": (29, 19),
+    "to_int8": (54, 20), "to_half": (60, 16), "exp": (1146, 816), "recip": (710, 510),
+    "rsqrt": (881, 509),
 }  # fmt: skip
+
+
+PLANNER = (1700, 1400)
+"""(LUT, FF) of what a decode unit has at any size: planner, sections, walker, tags."""
+SELECT_LUT, SHIFT_LUT = 0.85, 1.15
+"""A bit's four to one: of a beat in the ring, of two steps of the shift to a slice's first byte."""
+CODE_LUT, NEXT_LUT, LEVEL_LUT, LEVEL_FF = 29, 15, 52, 41
+"""Of a lane: codes of two rows, those of a second part; of each part index, picks and levels."""
+CELL = (43, 36)
+"""(LUT, FF) of a lane of a cell: its sparse multiplexer and skew."""
+LANE = (150, 140)
+"""(LUT, FF) of a float32 lane beside its arithmetic."""
 
 
 def _dsps_of_cell(made: MatrixParameters) -> int:
@@ -98,6 +111,8 @@ def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
             for wide, deep in ((72, 512), (36, 1024), (18, 2048))
         )
         return Resources(bram36=halves / 2)
+    if depth <= 32:  # eight tables hold 14 bits of 32 words, or 7 of 64
+        return Resources(lut=-(-width // 14) * 8)
     return Resources(lut=-(-width // 7) * 8 * -(-depth // 64))
 
 
@@ -106,25 +121,42 @@ def _part(name: str) -> Resources:
     return Resources(lut=lut, ff=ff)
 
 
-def _channel(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
-    """Decode unit, cells, lanes, result memories, and the channel's two masters."""
-    lanes, beat = made.k_lanes, made.beat_bytes
-    twin = 1 + made.twin
-    total = Resources(lut=1100 + 105 * lanes * twin + 20 * beat, ff=1500 + 60 * lanes * twin)
-    cell = Resources(lut=(32 + 10) * lanes, ff=36 * lanes)  # sparse multiplexers, skew registers
+def _decode(made: MatrixParameters) -> Resources:
+    """A decode unit: headers, ring of beats, shift to the slice's first byte, codes, levels."""
+    lanes, beat, parts = made.k_lanes, made.beat_bytes, 1 + made.twin
+    reach, ring = beats_of_slice(beat, lanes), ring_beats(beat, lanes)
+    headers = memory_blocks(8 * beat, 16, False).times(3) + Resources(lut=(64 + 2 * lanes) * parts)
+    select = 8 * beat * reach * ring / 4
+    steps = -(-(beat.bit_length() - 3) // 2)  # two bits of the offset each
+    return headers + Resources(
+        lut=PLANNER[0] + SELECT_LUT * select + 16 * lanes * SHIFT_LUT * steps
+        + lanes * (CODE_LUT + LEVEL_LUT * parts + NEXT_LUT * made.twin),
+        ff=PLANNER[1] + 8 * beat * (ring + reach) + lanes * (16 + LEVEL_FF * parts),
+    )  # fmt: skip
+
+
+def _array(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
+    """Cells, lanes and result memories of a channel."""
     lane = (
         _part("lane_mul").times(2) + _part("add").times(2) + _part("int_to_float")
-        + _part("short_to_float")
-        + memory_blocks(32, BLOCK_PAIRS * batches, False) + memory_blocks(24, batches, False)
-        + memory_blocks(24, batches, False) + Resources(lut=120, ff=140)
+        + _part("short_to_float") + memory_blocks(32, BLOCK_PAIRS * batches, False)
+        + Resources(lut=LANE[0] + (24 + 17) * -(-batches // 64), ff=LANE[1])
     )  # fmt: skip
+    cell = Resources(lut=CELL[0] * made.k_lanes, ff=CELL[1] * made.k_lanes)
     out = min(config.sfu_lanes, 16)
-    results = memory_blocks(32 * out, 2 * (16 // out) * batches, False)
-    total += cell.times(made.cells) + lane.times(2 * made.cells) + results.times(made.cells)
-    total += _part("half_to_float").times(4)
+    depth = 2 * (16 // out) << (batches - 1).bit_length()
+    results = memory_blocks(32 * out, depth, False) + lane.times(2)
+    slices = Resources(ff=(1 + made.twin) * 20 * made.k_lanes + 100)
+    widen = _part("half_to_float").times(4 * (1 + made.twin))
+    return (cell + results).times(made.cells) + slices + widen
+
+
+def _channel(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
+    """Decode unit, array, and the channel's two masters."""
+    beat = made.beat_bytes
     fifo = memory_blocks(8 * beat, config.prefetch_bytes // beat, False)
     masters = Resources(lut=900 + 6 * beat, ff=900 + 20 * beat)
-    return total + fifo + masters
+    return _decode(made) + _array(config, made, batches) + fifo + masters
 
 
 def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: int) -> Resources:

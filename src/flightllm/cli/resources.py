@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flightllm.cli.options import Board, Json
 from flightllm.cli.output import print_json, table
+from flightllm.resources import KINDS
 
 __all__ = ["resources"]
 
@@ -25,13 +26,18 @@ def resources(
 
     config = as_config(board)
     found = resource_table(config)
+    units = resource_units(config)
+    made = None
     if synth:
         from flightllm.synthesis import synthesised
 
-        for kind, count in synthesised(config).items():
-            found[kind]["synthesised"] = count
+        made = synthesised(config)
+        for kind in KINDS:
+            found[kind]["synthesised"] = round(
+                sum(counts[kind] for core in made for counts in core.values())
+            )
     if json:
-        print_json({"board": config.name, **found})
+        print_json({"board": config.name, **found, "units": units, "units_synthesised": made})
         return
     columns = ["resource", "used", "available", "percent", "by die"]
     rows = [
@@ -43,9 +49,19 @@ def resources(
         columns.append("synthesised")
         rows = [[*row, found[row[0]]["synthesised"]] for row in rows]
     table(columns, rows)
-    for core, units in enumerate(resource_units(config)):
+    for core, modelled in enumerate(units):
         print(f"\ncore {core}")
-        table(
-            ["unit", "dsp", "lut", "ff", "bram36", "uram"],
-            [[unit, *map(round, counts.values())] for unit, counts in units.items()],
-        )
+        table(["unit", *_columns(made)], [
+            [unit, *_counts(counts, made[core].get(unit) if made else None)]
+            for unit, counts in modelled.items()
+        ])  # fmt: skip
+
+
+def _columns(made: Any) -> list[str]:
+    return [name for kind in KINDS for name in ([kind, "synthesised"] if made else [kind])]
+
+
+def _counts(counts: dict[str, float], made: dict[str, float] | None) -> list[int]:
+    """Counts by kind, each with the synthesised one behind it where there is one."""
+    pairs = [[counts[kind], made[kind]] if made else [counts[kind]] for kind in KINDS]
+    return [round(value) for pair in pairs for value in pair]
