@@ -163,7 +163,7 @@ def test_link_configuration_maps_every_port_to_its_pseudo_channel(
     text = project.files["link.cfg"]
     pairs = re.findall(rf"^sp={INSTANCE}\.(\w+):HBM\[(\d+)\]$", text, re.MULTILINE)
     assert [port for port, _ in pairs] == master_ports(config)
-    assert [int(bank) for _, bank in pairs] == list(range(32))
+    assert [int(bank) for _, bank in pairs] == list(range(sum(config.channels)))
     assert f"nk={KERNEL}:1:{INSTANCE}" in text
     assert f"freqHz={round(config.clock_mhz * 1e6)}:{INSTANCE}.ap_clk\n" in text
     assert f"freqHz={round(config.memory.port_mhz * 1e6)}:{INSTANCE}.ap_clk_2\n" in text
