@@ -150,6 +150,8 @@ class AttentionBuilder(Builder):
 
         self.loop("heads", self.part.kv.size, scores)
         self.loop("streams", self.part.kv.size, streams)
+        # Its bias comes first: behind the matrix it would wait for the engine, which waits for it.
+        self.load_biases(("o",))
         self.ask_early("o")
         self.scalar("add", "prob", self.at("prob"))
         self.scalar("add", "factor", self.at("factor"))

@@ -145,6 +145,17 @@ class Builder:
         """Of the first token."""
         return Value(self.config.prefill_tile // 2, Register.POS) if self.half else POS
 
+    def load_biases(self, names: tuple[str, ...], ahead: int = 0) -> None:
+        for name in names:
+            if name in self.shape.biases:
+                self.load_vector(f"bias_{name}", f"bias_{name}", ahead)
+
+    def load_vector(self, region: str, vector: str, ahead: int = 0) -> None:
+        offset = (self.layout.memory.vectors[vector] + ahead) // ALIGN
+        self.step("ld.vec", addr=reg("vec", offset), dst=self.at(region),
+                  n=self.region(region).size, count=1, mstride=0, dstride=0,
+                  touch=self.writes(region))  # fmt: skip
+
     def matrix(self, name: str) -> dict[str, Any]:
         """Operands of a layer's matrix; without `addr` when it is asked for already."""
         shape = self.shape

@@ -136,7 +136,7 @@ class _Emitter(AttentionBuilder):
     def node(self, node: Node, half: int | None) -> None:
         """One node's steps, for a half of the tile."""
         loads = node.weight == "o" and not half
-        if loads:
+        if loads and "o" not in self.asked:
             self.load_biases(("o",))
         handler = getattr(self, f"do_{node.op}", None)
         self.half = half
@@ -174,17 +174,6 @@ class _Emitter(AttentionBuilder):
                   n=size, count=2, dstride=size,
                   mstride=(offsets["attn_norm"] + ahead - offsets["mlp_norm"]) // ALIGN,
                   touch=self.writes("gain_mlp", "gain_attn"))  # fmt: skip
-
-    def load_biases(self, names: tuple[str, ...], ahead: int = 0) -> None:
-        for name in names:
-            if name in self.shape.biases:
-                self.load_vector(f"bias_{name}", f"bias_{name}", ahead)
-
-    def load_vector(self, region: str, vector: str, ahead: int = 0) -> None:
-        offset = (self.layout.memory.vectors[vector] + ahead) // ALIGN
-        self.step("ld.vec", addr=reg("vec", offset), dst=self.at(region),
-                  n=self.region(region).size, count=1, mstride=0, dstride=0,
-                  touch=self.writes(region))  # fmt: skip
 
     def do_embed(self, node: Node) -> None:
         part = self.part.dim.size

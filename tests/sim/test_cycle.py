@@ -105,3 +105,10 @@ def test_an_instruction_that_waits_for_nobody_s_token_is_a_deadlock():
     broken = dataclasses.replace(program, cores=[dataclasses.replace(code, words=words)])
     with pytest.raises(VerifyError, match="deadlock"):
         _run(dataclasses.replace(broken, image=None))
+
+
+@pytest.mark.parametrize("name", ["opt", "qwen-biases", "llama"])
+def test_no_load_waits_behind_a_matrix_that_the_weight_fifo_cannot_hold(name):
+    config = dataclasses.replace(load_config("tiny"), prefetch_bytes=1024)
+    program = build_program(random_model(3, **{**VARIANTS[name], "bits": 8}), config, "random")
+    assert all(cycles > 100 for cycles in _run(dataclasses.replace(program, image=None))[2])
