@@ -73,6 +73,7 @@ def test_the_hardware_gives_the_bits_and_the_trace_of_the_functional_simulator(
     assert all(record.start < record.end for record in found)
 
 
+@pytest.mark.rtl
 def test_the_cycle_model_takes_the_cycles_that_the_hardware_takes(rtl, program: Program) -> None:
     memory = MemoryModel(latency=60, clock_mhz=BOARD.clock_mhz)
     for entry, registers in (
