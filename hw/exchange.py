@@ -46,11 +46,12 @@ def link_signature(lanes: int) -> Any:
     Members
     -------
     here : the core stands at a gather or barrier; barrier : at a barrier. go : all did; a pulse.
+    astray : with `go`: core 0 stands at the other of the two.
     turn : the core may send. sent : its messages. received : those of the others.
     full : its inbox has little room. hold : some inbox has.
     """
     return wiring.Signature({
-        "here": Out(1), "barrier": Out(1), "go": In(1), "turn": In(1),
+        "here": Out(1), "barrier": Out(1), "go": In(1), "astray": In(1), "turn": In(1),
         "sent": Out(Message(lanes)), "received": In(Message(lanes)), "full": Out(1), "hold": In(1),
     })  # fmt: skip
 
@@ -69,7 +70,8 @@ class SystemUnit(wiring.Component):
     queue : In, words of instructions. semaphores : Out.
     f_read, a_read, f_write, a_write : Out, ports of the buffers. link : Out, to `Exchange`.
     quiet : In, every other unit is idle and no transfer is under way. halted : Out, a pulse.
-    waiting : Out, for other cores.
+    waiting : Out, for other cores. fault : Out, a pulse: the core came to a gather, core 0 to a
+        barrier, or the other way round.
     """
 
     def __init__(self, lanes: int, window: int, cores: int) -> None:
@@ -85,6 +87,7 @@ class SystemUnit(wiring.Component):
             "quiet": In(1),
             "halted": Out(1),
             "waiting": Out(1),
+            "fault": Out(1),
         })  # fmt: skip
 
     def elaborate(self, platform: Any) -> Module:
@@ -96,7 +99,10 @@ class SystemUnit(wiring.Component):
         link = self.link
         missing = Signal(range(self._cores + 1))
         begin, told, complete = Signal(), Signal(), Signal()
-        m.d.comb += link.barrier.eq(front.function == barrier.function)
+        m.d.comb += [
+            link.barrier.eq(front.function == barrier.function),
+            self.fault.eq(link.go & link.astray),
+        ]
         with m.FSM():
             with m.State("idle"), m.If(front.start), m.Switch(front.function):
                 with m.Case(gather.function, barrier.function):
@@ -247,10 +253,13 @@ class Exchange(wiring.Component):
             bus.as_value().eq(joined),
             hold.eq(Cat(part["full"] for part in there).any()),
         ]
-        for c, link in enumerate(links):
+        for c, (link, part) in enumerate(zip(links, there)):
             mine = Signal(Message(self._lanes), name=f"to_{c}")
-            m.d.comb += [mine.eq(bus), mine.valid.eq(bus.valid & ~there[c]["sent"].valid)]
-            for name, value in (("received", mine), ("turn", turn[c]), ("go", go), ("hold", hold)):
+            m.d.comb += [mine.eq(bus), mine.valid.eq(bus.valid & ~part["sent"].valid)]
+            for name, value in (
+                ("received", mine), ("turn", turn[c]), ("go", go), ("hold", hold),
+                ("astray", part["barrier"] ^ there[0]["barrier"]),
+            ):  # fmt: skip
                 m.d.comb += getattr(link, name).eq(self._wired(m, value, f"{name}_{c}"))
         self._meet(m, there, bus, turn, go)
         return m

@@ -54,6 +54,7 @@ class ErrorCode(IntEnum):
     WATCHDOG = 9
     ABORTED = 10
     TOKENS = 11
+    MEETING = 12
 
 
 ERRORS = {
@@ -69,6 +70,7 @@ ERRORS = {
     ErrorCode.WATCHDOG: "nothing moved for WATCHDOG cycles; see WAITS for what each unit waits for",
     ErrorCode.ABORTED: "the host wrote abort",
     ErrorCode.TOKENS: "a unit owes another more than 255 tokens",
+    ErrorCode.MEETING: "core 0 is at a gather and this core at a barrier, or the other way round",
 }
 """What each code means."""
 
@@ -300,7 +302,8 @@ How a host starts, watches and stops the accelerator, over AXI4-Lite. Generated 
 
 All registers are 32 bits wide. The device's are at offset 0, those of core n at
 {CORE_WINDOW:#x}·(n + 1); {ADDRESS_BITS} address bits hold {CORES} cores. An address without a
-register reads 0 and ignores writes.
+register, or inside one, reads 0 and ignores writes; no access gets an error response, which some
+hosts end a process for.
 
 ## A run
 

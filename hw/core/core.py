@@ -274,6 +274,7 @@ class Core(wiring.Component):
                 )
                 for channel in range(self._channels)
             ),
+            (self.sys.fault, ErrorCode.MEETING, Unit.SYS, 0),
             (self.semaphores.overflow, ErrorCode.TOKENS, DISPATCHER, 0),
             (self.control.expired, ErrorCode.WATCHDOG, DISPATCHER, 0),
             (self.control.aborted, ErrorCode.ABORTED, DISPATCHER, 0),

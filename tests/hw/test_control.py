@@ -71,11 +71,15 @@ class Host:
         await ctx.tick()
 
     async def write(self, name: str, value: int, core: int = 0, index: int = 0) -> None:
-        """Write a register; address and data may come apart."""
+        """Write a register."""
+        await self.write_at(host.address(name, index, core), value)
+
+    async def write_at(self, address: int, value: int, strobes: int = 15) -> None:
+        """Write at an address; it and the data may come apart."""
         ctx, axi = self.ctx, self.dut.axi
-        ctx.set(axi.awaddr, host.address(name, index, core))
+        ctx.set(axi.awaddr, address)
         ctx.set(axi.wdata, value)
-        ctx.set(axi.wstrb, 15)
+        ctx.set(axi.wstrb, strobes)
         first, second = (axi.awvalid, axi.wvalid) if self.rng.random() < 0.5 else (
             axi.wvalid, axi.awvalid)  # fmt: skip
         ctx.set(first, 1)
@@ -89,7 +93,7 @@ class Host:
         ctx.set(first, 0)
         ctx.set(second, 0)
         for _ in range(int(self.rng.integers(3))):
-            assert ctx.get(axi.bvalid)
+            assert ctx.get(axi.bvalid) and not ctx.get(axi.bresp)
             await self.tick()
         ctx.set(axi.bready, 1)
         while not ctx.get(axi.bvalid):
@@ -99,8 +103,12 @@ class Host:
 
     async def read(self, name: str, core: int = 0, index: int = 0) -> int:
         """Read a register."""
+        return await self.read_at(host.address(name, index, core))
+
+    async def read_at(self, address: int) -> int:
+        """Read at an address."""
         ctx, axi = self.ctx, self.dut.axi
-        ctx.set(axi.araddr, host.address(name, index, core))
+        ctx.set(axi.araddr, address)
         ctx.set(axi.arvalid, 1)
         while not ctx.get(axi.arready):
             await self.tick()
@@ -111,6 +119,7 @@ class Host:
         for _ in range(int(self.rng.integers(3))):
             await self.tick()
         value = int(ctx.get(axi.rdata))
+        assert not ctx.get(axi.rresp)
         ctx.set(axi.rready, 1)
         await self.tick()
         ctx.set(axi.rready, 0)
@@ -164,6 +173,19 @@ async def registers(h: Host) -> None:
         for c, count in enumerate(BOARD.channels) for k in range(count)
     ]  # fmt: skip
     assert [h.ctx.get(base) for base in h.dut.base] == bases
+
+
+async def elsewhere(h: Host) -> None:
+    """Addresses that are no register's read 0 and write nothing; bytes are written one by one."""
+    await h.write("POS", 0x12345678)
+    pos = host.address("POS")
+    for wrong in (pos + 1, pos + 2, pos + 3, host.address("ID"), 0xFFC, 0x7000):
+        await h.write_at(wrong, 0xFFFFFFFF)
+        assert wrong == host.address("ID") or await h.read_at(wrong) == 0
+        assert await h.read("POS") == 0x12345678 and not h.seen
+    await h.write_at(pos, 0xAABBCCDD, 0b0101)
+    assert await h.read("POS") == 0x12BB56DD
+    assert await h.read("ID") == host.IDENTIFICATION
 
 
 async def memories(h: Host) -> None:
@@ -246,7 +268,7 @@ async def watchdog(h: Host) -> None:
     assert await h.read("CYCLES_LOW") in range(150, 156)
 
 
-SCENES = [registers, memories, runs, failures, aborts, watchdog]
+SCENES = [registers, elsewhere, memories, runs, failures, aborts, watchdog]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
@@ -261,6 +283,8 @@ MUTATIONS = [
     (run_module, "Mux(self.moving.any() | self.expired, 0, still + 1)", "still + 1"),
     (run_module, "with m.If(starting & ~cancelled):", "with m.If(starting):"),
     (unit_module, "& (address.word < depth) & ~self.run.busy", "& (address.word < depth)"),
+    (unit_module, "return address == window * CORE_WINDOW + offset",
+     "return address[2:] == (window * CORE_WINDOW + offset) // 4"),
     (unit_module, "bit & ~written[field.low]", "bit"),
     (unit_module, "address.word.eq(address.word + 1)", "address.word.eq(address.word)"),
     (unit_module, "(old & ~slave.mask) |", "old |"),

@@ -154,6 +154,8 @@ FAULTS = {
     "loops too deep": (encode([Op.make("sys.loop", count=1)] * 7), ErrorCode.LOOP, 15),
     "a parameter outside": (encode([Op.make("sys.param", rd=5, index=BOARD.param_words)]),
                             ErrorCode.PROGRAM, 15),
+    "a gather where core 0 is at a barrier": (encode([Op.make(
+        "sys.gather", addr=0, n=4, n1=1, stride=0)]), ErrorCode.MEETING, 5),
     "F read outside": (encode([Op.make(
         "st.vec", addr=64, src=BOARD.float_words, n=2, count=1, mstride=0, sstride=0)]),
         ErrorCode.BUFFER, 1),
