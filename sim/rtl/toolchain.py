@@ -69,7 +69,7 @@ def call(command: Sequence[Any], cwd: Path) -> None:
     try:
         done = subprocess.run(
             list(map(str, command)), cwd=cwd, env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True,
+            capture_output=True, text=True, errors="replace",
         )  # fmt: skip
     except FileNotFoundError:
         raise MissingToolError(
