@@ -40,7 +40,7 @@ def design_of(config: HwConfig, trace: bool = False) -> Design:
     def verilog() -> str:
         from flightllm.hw.verilog import verilog_text
 
-        return verilog_text(config, trace=trace)
+        return verilog_text(config, trace=trace, modelled=True)
 
     return Design(
         "flightllm", sum(config.channels), config.beat_bytes, verilog, f"{config.digest} {trace}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from flightllm.compiler.build import build_program  # noqa: E402
 from flightllm.executors import open_device  # noqa: E402
 from flightllm.sim.cycle import CycleDevice, PlainMemory  # noqa: E402
 from flightllm.sim.functional import FunctionalDevice  # noqa: E402
-from flightllm.sim.rtl.device import RtlDevice  # noqa: E402
+from flightllm.sim.rtl.device import RtlDevice, design_of  # noqa: E402
 from flightllm.sim.rtl.options import memory_model  # noqa: E402
 from flightllm.sim.rtl.simulation import Fault, MemoryModel  # noqa: E402
 from flightllm.sim.rtl.toolchain import SimulationError  # noqa: E402
@@ -186,3 +187,11 @@ def test_misuse_is_refused(rtl, program: Program) -> None:
 def test_settings_out_of_range_are_refused(on: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         open_device(on, BOARD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dsp48e2", "dsp58", "dsp48e1"])
+def test_multipliers_are_models_of_their_primitives(kind: str) -> None:
+    """Verilator has none of AMD's cells."""
+    text = design_of(small_board(dsp_kind=kind)).verilog()
+    assert not re.search(r"^ *DSP\w+ ", text, re.MULTILINE)

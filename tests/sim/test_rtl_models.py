@@ -123,6 +123,8 @@ _BOARDS = st.fixed_dictionaries({
     "float_lanes": st.integers(1, 4),
     "sfu_lanes": st.sampled_from([2, 4, 8]),
     "prefetch_bytes": st.sampled_from([1024, 2048, 4096, 8192]),
+    "act_bytes": st.sampled_from([12288, 16384, 17408]),
+    "float_words": st.sampled_from([12000, 16384, 17001]),
     "prefill_tile": st.sampled_from([4, 8, 16]),
     "attention_tile": st.sampled_from([2, 4]),
     "mv_vectors": st.sampled_from([2, 4, 8]),
@@ -149,7 +151,10 @@ def test_any_hardware_gives_the_same_bits(fields, variant, stalls, rtl_cache: Pa
     ids = np.random.default_rng(1).integers(0, 96, 11).tolist()
     results = []
     memory = memory_model(config, f"stalls={stalls}")
-    for device in (FunctionalDevice(config), RtlDevice(config, memory=memory, cache=rtl_cache)):
+    for device in (
+        FunctionalDevice(config),
+        RtlDevice(config, memory=memory, cache=rtl_cache, optimise="-O1"),
+    ):
         driver = Driver(device, program)
         logits = driver.prefill(ids).tobytes()
         results.append((logits, driver.decode(5, 3).tobytes(), memory_sha256(device, program)))
