@@ -6,7 +6,8 @@ say (the longest context, special tokens) comes from config.json beside it where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,22 @@ def read_decoder(graph: Graph) -> GraphModel:
     ------
     InputError : when the graph is no decoder that is supported: which node, why, and what to do.
     """
+    with _damage(graph.path):
+        return _read(graph)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What a damaged graph makes of numpy, as a sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is damaged: its values do not fit together ({error})") from error
+
+
+def _read(graph: Graph) -> GraphModel:
     path = graph.path
     with np.errstate(all="ignore"):
         decoder = find_decoder(graph)
@@ -392,13 +409,19 @@ class _Readers:
 
     def _put(self, name: str, read: Callable[[], Array]) -> None:
         def tensor() -> torch.Tensor:
-            made = np.ascontiguousarray(read())
+            with _damage(self.decoder.graph.path):
+                made = np.ascontiguousarray(read())
             if made.dtype.kind not in "fi":  # bfloat16
                 made = made.astype(np.float32)
             return torch.from_numpy(made if made.flags.writeable else made.copy())
 
         if name in self.wanted:
             self.model.readers[name] = tensor
+
+    def _codes(self, linear: Linear, rows: Any) -> Codes:
+        assert linear.codes is not None
+        with _damage(self.decoder.graph.path):
+            return linear.codes().rows(rows)
 
     def _norm(self, name: str, norm: Norm) -> None:
         size = self.model.config.dim
@@ -421,8 +444,7 @@ class _Readers:
         rows: Any = slice(None) if whole else order
         self._put(f"{name}.weight", lambda: linear.weight()[rows])
         if linear.codes is not None and f"{name}.weight" in self.wanted:
-            codes = linear.codes
-            self.model.codes[f"{name}.weight"] = lambda: codes().rows(rows)
+            self.model.codes[f"{name}.weight"] = lambda: self._codes(linear, rows)
         bias = linear.bias
         if bias is None:
             self._put(f"{name}.bias", lambda: np.zeros(len(order), np.float32))

@@ -112,7 +112,7 @@ class Weights:
         if name not in self.fixed:
             return None
         shape = self.shape(name)
-        return (shape[0], shape[1]) if len(shape) == 2 else None
+        return (shape[0], shape[1]) if len(shape) == 2 and min(shape) else None
 
     def _positions(self, node: Node) -> bool:
         """Whether a look-up of fixed rows may be that of positions, in a graph of fixed length."""
