@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from flightllm.hw.decode.ring import beats_of_slice, ring_beats
 from flightllm.spec.config import HwConfig
+from flightllm.spec.handoff import wants_half_ports
 from flightllm.spec.isa import QUEUE_DEPTH, UNITS
 from flightllm.spec.parameters import (
     BLOCK_PAIRS,
@@ -56,11 +57,11 @@ PARTS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-PLANNER = (1700, 1400)
+PLANNER = (1300, 1500)
 """(LUT, FF) of what a decode unit has at any size: planner, sections, walker, tags."""
-SELECT_LUT, SHIFT_LUT = 0.85, 1.15
+SELECT_LUT, SHIFT_LUT = 0.87, 1.15
 """A bit's four to one: of a beat in the ring, of two steps of the shift to a slice's first byte."""
-CODE_LUT, NEXT_LUT, LEVEL_LUT, LEVEL_FF = 29, 15, 52, 41
+CODE_LUT, NEXT_LUT, LEVEL_LUT, LEVEL_FF = 29, 15, 48, 41
 """Of a lane: codes of two rows, those of a second part; of each part index, picks and levels."""
 CELL = (43, 36)
 """(LUT, FF) of a lane of a cell: its sparse multiplexer and skew."""
@@ -125,7 +126,7 @@ def _decode(made: MatrixParameters) -> Resources:
     """A decode unit: headers, ring of beats, shift to the slice's first byte, codes, levels."""
     lanes, beat, parts = made.k_lanes, made.beat_bytes, 1 + made.twin
     reach, ring = beats_of_slice(beat, lanes), ring_beats(beat, lanes)
-    headers = memory_blocks(8 * beat, 16, False).times(3) + Resources(lut=(64 + 2 * lanes) * parts)
+    headers = memory_blocks(8 * beat, 16, False).times(3) + Resources(lut=7 * beat + 40)
     select = 8 * beat * reach * ring / 4
     steps = -(-(beat.bit_length() - 3) // 2)  # two bits of the offset each
     return headers + Resources(
@@ -152,11 +153,12 @@ def _array(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
 
 
 def _channel(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
-    """Decode unit, array, and the channel's two masters."""
+    """Decode unit, array, the channel's two masters, and its port."""
     beat = made.beat_bytes
     fifo = memory_blocks(8 * beat, config.prefetch_bytes // beat, False)
     masters = Resources(lut=900 + 6 * beat, ff=900 + 20 * beat)
-    return _decode(made) + _array(config, made, batches) + fifo + masters
+    port = Resources(lut=15.3 * beat, ff=27.4 * beat).times(wants_half_ports(config))
+    return _decode(made) + _array(config, made, batches) + fifo + masters + port
 
 
 def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: int) -> Resources:

@@ -35,7 +35,7 @@ write_json net.json
 SYNTH = "synth_xilinx -family {family} -noiopad -noclkbuf{urams}"
 UNITS = {
     "DecodeUnit": "channels", "ChannelArray": "channels", "ReadMaster": "channels",
-    "WriteMaster": "channels", "HalfPort": "ports", "MatrixEngine": "engine",
+    "WriteMaster": "channels", "HalfPort": "channels", "MatrixEngine": "engine",
     "SpecialFunctionUnit": "sfu", "CoreBuffers": "buffers", "LoadUnit": "load and store",
     "StoreUnit": "load and store",
 }  # fmt: skip

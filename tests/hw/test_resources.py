@@ -12,6 +12,7 @@ from amaranth.back import rtlil
 
 from flightllm.hw import resources
 from flightllm.hw.top import Top
+from flightllm.resources import resource_table
 from flightllm.spec.config import load_config
 
 MODULE = re.compile(r"^module \\(\S+)$(.*?)^end$", re.MULTILINE | re.DOTALL)
@@ -56,3 +57,26 @@ def test_the_count_is_exact(board: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert found == sum(resources.dsp_count(config, core) for core in range(config.cores))
     monkeypatch.setattr(resources, "LANE_DSPS", 3)
     assert found != sum(resources.dsp_count(config, core) for core in range(config.cores))
+
+
+def over(board: str) -> list[tuple[str, int]]:
+    """(kind, die) of which more than 85 % is taken, as modelled."""
+    table = resource_table(load_config(board))
+    return [
+        (kind, die)
+        for kind, entry in table.items()
+        for die, share in enumerate(entry.get("slrs", [entry]))
+        if share["used"] > 0.85 * share["available"]
+    ]
+
+
+@pytest.mark.parametrize("board", ["u50", "u55c", "zcu104", "kv260", "vhk158", "v80", "vck190"])
+def test_a_board_fits_85_percent_of_each_die(board: str) -> None:
+    assert over(board) == []
+
+
+def test_what_the_u280_exceeds() -> None:
+    """Its rate of MM and its channels: docs/adr/0011-float-units-by-rate.md."""
+    assert over("u280") == [
+        ("dsp", 0), ("dsp", 1), ("lut", 0), ("lut", 1), ("lut", 2), ("bram36", 1),
+    ]  # fmt: skip
