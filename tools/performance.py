@@ -151,9 +151,12 @@ def small(measure: Measurer) -> str:
     """Boards with DDR4."""
     rows = []
     for board, model, options, published in SMALL:
-        found = measure(model, board, options)
-        rows.append([command(model, board, options), f"{found.tokens_per_second:.2f}",
-                     f"{found.mbu:.3f}", published])  # fmt: skip
+        try:
+            found = measure(model, board, options)
+            figures = [f"{found.tokens_per_second:.2f}", f"{found.mbu:.3f}"]
+        except InputError:
+            figures = ["does not fit", "-"]
+        rows.append([command(model, board, options), *figures, published])
     return table(["command", "token/s", "share of the peak", "Hummingbird"], rows)
 
 
