@@ -219,7 +219,7 @@ def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
         + Resources(dsp=epilogue),
         "sfu": _sfu(config) + Resources(dsp=sfu),
         "buffers": _buffers(config, urams),
-        "load and store": lines,
+        "memory": lines,
         "control": _control(config)
         + Resources(dsp=dsp_count(config, core) - array - sfu - epilogue),
     }

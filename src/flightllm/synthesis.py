@@ -36,8 +36,8 @@ SYNTH = "synth_xilinx -family {family} -noiopad -noclkbuf{urams}"
 UNITS = {
     "DecodeUnit": "channels", "ChannelArray": "channels", "ReadMaster": "channels",
     "WriteMaster": "channels", "HalfPort": "channels", "MatrixEngine": "engine",
-    "SpecialFunctionUnit": "sfu", "CoreBuffers": "buffers", "LoadUnit": "load and store",
-    "StoreUnit": "load and store",
+    "SpecialFunctionUnit": "sfu", "CoreBuffers": "buffers", "LoadUnit": "memory",
+    "StoreUnit": "memory",
 }  # fmt: skip
 """Modules of the units that the model counts apart; the rest is control."""
 SHARED_INPUTS = 5

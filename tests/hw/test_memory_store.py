@@ -79,8 +79,9 @@ MAKERS = {"st.vec": vector_op, "st.keys": keys_op, "st.values": values_op}
 
 
 def compare(shape: tuple[int, int, int, int], stall: float, seed: int, count: int = 9,
-            names: tuple[str, ...] = tuple(MAKERS)) -> int:  # fmt: skip
-    """Run random instructions on both; the cycles they took."""
+            names: tuple[str, ...] = tuple(MAKERS), slow: bool = False) -> int:  # fmt: skip
+    """Run random instructions on both, behind a memory that mostly pauses if `slow`; the cycles
+    they took."""
     channels, beat, lanes, window = shape
     rng = np.random.default_rng(seed)
     config = dataclasses.replace(board([channels]), float_words=F_WORDS, act_bytes=A_BYTES)
@@ -93,7 +94,7 @@ def compare(shape: tuple[int, int, int, int], stall: float, seed: int, count: in
     ops.insert(2, Op.make("st.nop"))
     data = np.zeros((channels, BASE + SIZE + 64), np.uint8)
     dut = StoreUnit(channels, beat, lanes, window, channel_bytes=1 << 20)
-    memory = AxiMemory(data, writes=dut.axi, latency=6, stall=stall / 2, seed=seed)
+    memory = AxiMemory(data, writes=dut.axi, latency=6, stall=0.9 if slow else stall / 2, seed=seed)
     f, a = values.view(np.uint32).copy(), core.a.data.view(np.uint8).copy()
     bench = UnitBench(dut, memory, f, a, stall, seed)
     region = core.memory.find(BASE, SIZE)[0].data
@@ -104,7 +105,7 @@ def compare(shape: tuple[int, int, int, int], stall: float, seed: int, count: in
         assert np.array_equal(data[:, BASE : BASE + SIZE], region), f"memory differs: {ops[i]}"
         assert not data[:, :BASE].any() and not data[:, BASE + SIZE :].any(), ops[i]
 
-    return bench.run(ops, done, limit=5000)
+    return bench.run(ops, done, limit=50_000 if slow else 5000)
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.3])
@@ -172,6 +173,13 @@ def test_a_window_holds_a_beat() -> None:
         StorePipe(2, 64, 1 << 20, 8, 32)
 
 
+SLOW = (1, 32, 4, 32)
+
+
+def test_a_memory_that_mostly_pauses() -> None:
+    compare(SLOW, 0.0, 6, slow=True)
+
+
 BUGS = [
     (vector_store, "VectorStore", "job.count.eq(Mux(last, left, width))", "job.count.eq(width)"),
     (vector_store, "VectorStore", "following = row_at", "following = at"),
@@ -216,3 +224,4 @@ def test_planted_bugs_are_caught(module: Any, name: str, old: str, new: str,
     with pytest.raises(AssertionError):
         for seed, shape in enumerate(2 * ((2, 16, 8, 64), (3, 64, 16, 128), (1, 32, 4, 32))):
             compare(shape, 0.3 if seed else 0.6, seed, 9, names)
+        compare(SLOW, 0.0, 6, 9, names, slow=True)
