@@ -77,7 +77,7 @@ class _Walker:
         if kind == "as_optional_tensors":
             return [self._read({"as_optional_tensor": entry}, values) for entry in value]
         if kind in _SYMBOLS:
-            return values[value["as_name"]] if "as_name" in value else next(iter(value.values()))
+            return values[value["as_name"]] if "as_name" in value else [*value.values()][0]
         if kind.removesuffix("s") in _SYMBOLS:
             return [self._read({kind.removesuffix("s"): entry}, values) for entry in value]
         if kind == "as_graph":
@@ -168,7 +168,9 @@ class _Walker:
     def _inlined(self, arguments: dict[Any, Any], depth: int) -> Sequence[str]:
         """The results of a graph inside a node, its own nodes added to this one's graph."""
         given = list(arguments.values())
-        at = next(i for i, value in enumerate(given) if isinstance(value, _Part))
+        at = next((i for i, value in enumerate(given) if isinstance(value, _Part)), None)
+        if at is None:
+            raise InputError("it has no part of the program among its arguments")
         part, reads = given[at].graph, given[at + 1 :]
         names = [entry["as_tensor"]["name"] for entry in part["inputs"] if "as_tensor" in entry]
         reads = [value for value in reads if isinstance(value, Ref)]

@@ -38,6 +38,13 @@ def test_some_damaged_files(name: str, tmp_path: Path) -> None:
         assert (name in formats) <= (kind in form.spoilers), kind
 
 
+@pytest.mark.parametrize("name, seeds", {"torch-export": (3378,)}.items())
+def test_seeds_that_once_got_through(name: str, seeds: tuple[int, ...], tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    form = FORMATS[name](tmp_path / "good")
+    assert run_seeds(name, form, tmp_path / "bad", seeds).refused == len(seeds)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", FORMATS)

@@ -11,7 +11,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +134,7 @@ def _attempt(form: Format, work: Path, seed: int, outcome: Outcome) -> None:
     outcome.peak = max(outcome.peak, _resident("VmHWM") - before)
 
 
-def run_seeds(name: str, form: Format, work: Path, seeds: range) -> Outcome:
+def run_seeds(name: str, form: Format, work: Path, seeds: Sequence[int]) -> Outcome:
     """Spoil and open once for each seed, the format's spoilers in turn.
 
     Raises
