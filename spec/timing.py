@@ -18,9 +18,9 @@ from flightllm.spec.formats import BLOCK, MatrixFormat, Second, chunk_bytes, sec
 from flightllm.spec.parameters import MatrixParameters, matrix_parameters
 
 __all__ = [
-    "ADD", "BARRIER", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MUL",
-    "OUTSTANDING", "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "VECTOR_BEATS", "WRITES",
-    "EngineTiming", "MatrixTiming", "engine_timing", "gather_cycles", "matrix_timing",
+    "ADD", "BARRIER", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MASTER_COMMANDS",
+    "MUL", "OUTSTANDING", "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "VECTOR_BEATS",
+    "WRITES", "EngineTiming", "MatrixTiming", "engine_timing", "gather_cycles", "matrix_timing",
     "misc_cycles", "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles",
     "vector_setup",
 ]  # fmt: skip

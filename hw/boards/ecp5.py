@@ -13,8 +13,6 @@ from flightllm.spec.errors import InputError
 
 __all__ = ["NETLIST", "REPORT", "VERSION", "make_rules", "memories", "project_files"]
 
-TABLE = "DecodeUnit/m:table"
-"""The memory of `flightllm.hw.decode.levels.table_memory`, by its name in RTLIL."""
 NETLIST, REPORT = "build/netlist.v", "build/report.json"
 """The design after synthesis, as Verilog over Lattice's cells; nextpnr's report."""
 VERSION = "$$($(YOSYS) -V 2>/dev/null | head -1 | tr -d '\"/&')"
@@ -50,12 +48,10 @@ def project_files(config: HwConfig, rtlil: str | None = None) -> Mapping[str, st
 
 
 def _synth(config: HwConfig) -> str:
-    """synth.ys: Yosys' own steps for ECP5, with three changes that make the core fit the chip.
+    """synth.ys: Yosys' own steps for ECP5, with two changes that make the core fit the chip.
 
     - Hierarchical up to gates: parts that are alike are worked on once. Then flat, so that what
       crosses modules and what no one reads goes.
-    - The decode unit's code table, 32 readers of 32 bytes, lies in distributed memory: Yosys would
-      take flip-flops and 256 multiplexers of 32 inputs, 5,900 tables more.
     - ABC, and tables of four inputs alone: wider ones took 60 % more of them in the decode unit,
       and ABC9 of Yosys 0.70 stops at an assertion in this design.
     """
@@ -65,7 +61,6 @@ def _synth(config: HwConfig) -> str:
 read_verilog rtl/{MODULE}.v rtl/{TOP}.v
 read_rtlil rtl/shell.il
 hierarchy -top {TOP}
-setattr -set ram_style "distributed" {TABLE}
 {run} begin:map_ffs
 flatten
 opt

@@ -11,12 +11,13 @@ from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from flightllm.spec.timing import BURST_BEATS
+
 __all__ = [
     "BURST_BEATS", "Splitter", "channel_signature", "direction", "named_ports", "read_channel",
     "tie_constants", "write_channel",
 ]  # fmt: skip
 
-BURST_BEATS = 16
 INCR = 1
 CACHE = 0b0011
 """Normal memory, not cached, bufferable; UG1037 recommends it for masters."""

@@ -15,6 +15,7 @@ from flightllm.hw.memory.vector_load import OPERANDS, ChannelPart, VectorLoad
 from flightllm.hw.sharing import shared
 from flightllm.spec.formats import ALIGN
 from flightllm.spec.isa import Unit, by_name
+from flightllm.spec.timing import OUTSTANDING, VECTOR_BEATS
 
 __all__ = ["LoadUnit"]
 
@@ -164,8 +165,8 @@ class LoadUnit(wiring.Component):
         lanes: int,
         prefetch_bytes: int,
         channel_bytes: int = 1 << 32,
-        vector_beats: int = 32,
-        outstanding: int = 16,
+        vector_beats: int = VECTOR_BEATS,
+        outstanding: int = OUTSTANDING,
     ) -> None:
         self._channels, self._beat, self._lanes = channels, beat_bytes, lanes
         self._bytes, address_bits = channel_bytes, (channel_bytes - 1).bit_length()

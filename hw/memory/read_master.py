@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 from flightllm.hw.memory.axi import BURST_BEATS, Splitter, read_channel, tie_constants
 from flightllm.hw.memory.weight_fifo import WeightFifo
 from flightllm.hw.sharing import shared
+from flightllm.spec.timing import MASTER_COMMANDS, OUTSTANDING
 
 __all__ = ["ReadCommand", "ReadMaster"]
 
@@ -53,7 +54,8 @@ class ReadMaster(wiring.Component):
     """
 
     def __init__(self, beat_bytes: int, address_bits: int, weight_beats: int, vector_beats: int,
-                 outstanding: int = 16, commands: int = 4) -> None:  # fmt: skip
+                 outstanding: int = OUTSTANDING,
+                 commands: int = MASTER_COMMANDS) -> None:  # fmt: skip
         for name, value in (("weight_beats", weight_beats), ("vector_beats", vector_beats)):
             if value < BURST_BEATS:
                 raise ValueError(f"ReadMaster {name} must be at least {BURST_BEATS}, not {value!r}")

@@ -19,6 +19,7 @@ from flightllm.hw.memory.vector_store import VECTOR_OPERANDS, VectorStore
 from flightllm.hw.memory.write_master import WriteBeat, WriteCommand, WriteMaster
 from flightllm.hw.sharing import shared
 from flightllm.spec.isa import Unit, by_name
+from flightllm.spec.timing import WRITES
 
 __all__ = ["StoreUnit"]
 
@@ -137,7 +138,7 @@ class StoreUnit(wiring.Component):
     """
 
     def __init__(self, channels: int, beat_bytes: int, lanes: int, window: int,
-                 channel_bytes: int = 1 << 32, outstanding: int = 32) -> None:  # fmt: skip
+                 channel_bytes: int = 1 << 32, outstanding: int = WRITES) -> None:  # fmt: skip
         self._channels, address_bits = channels, (channel_bytes - 1).bit_length()
         self._control = _Control(channels, beat_bytes, channel_bytes, lanes, window)
         self._master = (beat_bytes, address_bits, outstanding)

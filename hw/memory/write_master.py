@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from flightllm.hw.memory.axi import BURST_BEATS, Splitter, tie_constants, write_channel
 from flightllm.hw.sharing import shared
+from flightllm.spec.timing import MASTER_COMMANDS, WRITES
 
 __all__ = ["WriteBeat", "WriteCommand", "WriteMaster"]
 
@@ -48,8 +49,8 @@ class WriteMaster(wiring.Component):
     error : Out, sticky until abort: a response was an error.
     """
 
-    def __init__(self, beat_bytes: int, address_bits: int, outstanding: int = 16,
-                 commands: int = 4) -> None:  # fmt: skip
+    def __init__(self, beat_bytes: int, address_bits: int, outstanding: int = WRITES,
+                 commands: int = MASTER_COMMANDS) -> None:  # fmt: skip
         self._beat, self._address = beat_bytes, address_bits
         self._outstanding, self._commands = outstanding, commands
         super().__init__({

@@ -17,6 +17,7 @@ from flightllm.hw.memory import axi, read_master, write_master
 from flightllm.hw.memory.read_master import ReadMaster
 from flightllm.hw.memory.weight_fifo import WeightFifo
 from flightllm.hw.memory.write_master import WriteMaster
+from flightllm.spec.timing import BURST_BEATS, WRITES
 
 BYTES = 1 << 14
 STREAMS = [*itertools.product((0.0, 0.4, 0.8), repeat=2)]
@@ -270,7 +271,7 @@ def abort_write(abort_at: int) -> None:
             await ctx.tick()
         for part in (dut.abort, dut.i.valid, dut.data.valid):
             ctx.set(part, 0)
-        for _ in range(600):
+        for _ in range(2 * WRITES * BURST_BEATS):  # every burst that may be begun
             memory.step(ctx)
             await ctx.tick()
         assert ctx.get(dut.idle) and memory.quiet, "the bus is not clean"

@@ -29,14 +29,13 @@ def test_engine_stages(board):
 
 
 def test_latencies():
-    from flightllm.hw.memory import axi, buffers
+    from flightllm.hw.memory import buffers
     from flightllm.hw.sfu.lanes import LaneMode, Latencies
     from flightllm.hw.sfu.passes import READ_LATENCY
 
     units = Latencies(timing.ADD, timing.MUL)
     assert units.result[LaneMode.SILU] + READ_LATENCY + 1 + 2 == timing._pass("silu", 0, 8)
     assert units.result[LaneMode.GELU] + READ_LATENCY + 1 + 2 == timing._pass("gelu", 0, 8)
-    assert timing.BURST_BEATS == axi.BURST_BEATS
     assert timing.READ_LATENCY == buffers.READ_LATENCY
 
 
