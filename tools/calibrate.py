@@ -32,7 +32,7 @@ from flightllm.spec.image import Program
 from flightllm.spec.isa import Register
 from flightllm.spec.trace import TraceRecord
 
-__all__ = ["CASES", "Case", "differences", "main", "measure", "outside_bars", "page"]
+__all__ = ["CASES", "Case", "differences", "main", "measure", "outside_bars", "page", "slice_of"]
 
 Note = Callable[[TraceRecord], None]
 
@@ -64,12 +64,12 @@ SLICES = {"u280": 8, "kv260": 4}
 """Channels of the one core of a slice."""
 
 
-def slice_of(board: str, channels: int) -> HwConfig:
-    """One core of a board, with its parameters, fit for a simulator: inferred multipliers, buffers
-    of what the cases need."""
+def slice_of(board: str) -> HwConfig:
+    """One core of a board with its parameters, fit for a simulator: inferred multipliers of
+    the same bits, 64 MiB a channel."""
     config = load_config(board)
     return dataclasses.replace(
-        config, name=f"{board} slice", channels=(channels,), dsp_kind="inferred", slrs=(),
+        config, name=f"{board} slice", channels=(SLICES[board],), dsp_kind="inferred", slrs=(),
         memory=dataclasses.replace(config.memory, channel_mib=64),
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ class Case:
     def config(self) -> HwConfig:
         """The hardware."""
         name, _, sliced = self.board.partition(" ")
-        return slice_of(name, SLICES[name]) if sliced else load_config(name)
+        return slice_of(name) if sliced else load_config(name)
 
 
 LAYER = "quarter of a llama2-7b layer"

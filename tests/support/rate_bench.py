@@ -19,25 +19,14 @@ from flightllm.sim.functional import FunctionalDevice
 from flightllm.sim.rtl.device import RtlDevice
 from flightllm.sim.rtl.simulation import MemoryModel, Stop
 from flightllm.spec import registers as host
-from flightllm.spec.config import HwConfig, load_config
+from flightllm.spec.config import HwConfig
 from flightllm.spec.device import memory_sha256
 from flightllm.spec.encoding import Op, encode
 from flightllm.spec.formats import format_for, kgroups_for, matrix_bytes, pack_matrix
 from flightllm.spec.image import CoreCode, Program
 from flightllm.spec.quant import QuantTensor
 
-__all__ = ["Measured", "measure", "product", "slice_of"]
-
-SLICE_CHANNELS = 8
-
-
-def slice_of(board: str, channels: int = SLICE_CHANNELS) -> HwConfig:
-    """One core of a board with its parameters; multipliers inferred, which have the same bits."""
-    config = load_config(board)
-    return dataclasses.replace(
-        config, name=f"{board} slice", channels=(channels,), dsp_kind="inferred", slrs=(),
-        memory=dataclasses.replace(config.memory, channel_mib=64),
-    )  # fmt: skip
+__all__ = ["Measured", "measure", "product"]
 
 
 def _image(tensor: QuantTensor, channels: int) -> NDArray[np.uint8]:
