@@ -12,12 +12,14 @@ from flightllm.compiler.graph import Node
 from flightllm.compiler.ir import Access
 from flightllm.spec.encoding import Value
 from flightllm.spec.formats import ALIGN, BLOCK, MatrixFormat
-from flightllm.spec.isa import Unit
+from flightllm.spec.isa import QUEUE_DEPTH, Unit
 from flightllm.spec.kvcache import key_format, value_format
 
 __all__ = ["AttentionBuilder"]
 
 NO_WINDOW = (1 << 26) - 1
+AHEAD = QUEUE_DEPTH - 4
+"""Heads whose V is asked for ahead: LD's queue holds it, the output projection and its bias."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,10 @@ class AttentionBuilder(Builder):
             self.scalar("add", name, reg(name), amount)
 
     def decode_attention(self) -> None:
-        """Scores and softmax of each head in one loop, values in another: the SFU runs behind, and
-        the values of a head wait for its softmax alone. V of all heads, and the matrix behind them,
-        are asked for between the loops: else LD would wait until MV's queue takes instructions."""
+        """Scores and softmax of each head in one loop, values behind it: the SFU runs behind, and
+        the values of a head wait for its softmax alone. V of the next `AHEAD` heads, and the matrix
+        behind them, are asked for before the values: else LD would wait until MV's queue takes
+        instructions. No more, for LD's queue must hold them, or nobody would get to the values."""
         group, stride = self.shape.group_heads, self.layout.score_stride
         width, memory = padded(self.shape.head_dim, 16), self.layout.memory
         for name, value in (("key", reg("kbase")), ("value", reg("vbase")), ("start", 0)):
@@ -144,18 +147,26 @@ class AttentionBuilder(Builder):
             self.stream((self.memory("values", False, "layers"),), **self.value_matrix())
             self.advance(value=memory.value_region // ALIGN)
 
-        def values() -> None:
-            self.value_steps(at, "values")
+        def values(loop: str) -> None:
+            self.value_steps(at, loop)
             self.advance(prob=group * stride, factor=group, out=group * self.shape.head_dim)
 
-        self.loop("heads", self.part.kv.size, scores)
-        self.loop("streams", self.part.kv.size, streams)
+        def both() -> None:
+            streams()
+            values("both")
+
+        heads = self.part.kv.size
+        ahead = min(heads, AHEAD)
+        self.loop("heads", heads, scores)
+        self.loop("streams", ahead, streams)
+        self.scalar("add", "prob", self.at("prob"))
+        self.scalar("add", "factor", self.at("factor"))
+        if heads > ahead:
+            self.loop("both", heads - ahead, both)
         # Its bias comes first: behind the matrix it would wait for the engine, which waits for it.
         self.load_biases(("o",))
         self.ask_early("o")
-        self.scalar("add", "prob", self.at("prob"))
-        self.scalar("add", "factor", self.at("factor"))
-        self.loop("values", self.part.kv.size, values)
+        self.loop("values", ahead, lambda: values("values"))
 
     def prefill_attention(self) -> None:
         """Tile by tile of queries, and in each head by head."""

@@ -112,3 +112,17 @@ def test_no_load_waits_behind_a_matrix_that_the_weight_fifo_cannot_hold(name):
     config = dataclasses.replace(load_config("tiny"), prefetch_bytes=1024)
     program = build_program(random_model(3, **{**VARIANTS[name], "bits": 8}), config, "random")
     assert all(cycles > 100 for cycles in _run(dataclasses.replace(program, image=None))[2])
+
+
+def test_no_head_s_values_wait_for_more_loads_than_a_queue_holds():
+    from flightllm.sim.functional import FunctionalDevice
+
+    config = dataclasses.replace(load_config("tiny"), prefetch_bytes=1024)
+    many = {"dim": 512, "heads": 32, "kv_heads": 32, "head_dim": 16, "ffn_dim": 64, "layers": 1}
+    program = build_program(random_model(3, **many), config, "random")
+    logits, digest, cycles, _ = _run(program)
+    assert all(count > 100 for count in cycles)
+    for seed in range(3):  # units in any legal order
+        driver = Driver(FunctionalDevice(config, seed=seed), program)
+        assert driver.prefill(IDS).tobytes() + driver.decode(5, 3).tobytes() == logits
+        assert memory_sha256(driver.device, program) == digest
