@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flightllm.compiler.shape import ModelShape
-from flightllm.compiler.tile import CoreTile
+from flightllm.compiler.tile import CoreTile, Span
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 from flightllm.spec.formats import (
     BLOCK,
+    MatrixFormat,
     block_bytes,
     chunk_bytes,
     kgroups_for,
@@ -23,7 +24,7 @@ from flightllm.spec.formats import (
 from flightllm.spec.image import Segment, round_up
 from flightllm.spec.kvcache import key_format, value_format
 
-__all__ = ["CoreMemory", "Layout", "Region", "allocate", "fit_length"]
+__all__ = ["CoreMemory", "Layout", "Region", "allocate", "fit_length", "piece_bytes"]
 
 TOPK_ROWS = 64
 """Decode steps whose results one run can leave in memory."""
@@ -130,6 +131,12 @@ def _vectors(shape: ModelShape, part: CoreTile) -> _Stack:
     return stack
 
 
+def piece_bytes(shape: ModelShape, name: str, fmt: MatrixFormat, rows: Span,
+                channels: int) -> int:  # fmt: skip
+    """Bytes in each channel of one of a matrix' pieces."""
+    return matrix_bytes(fmt, rows.size, kgroups_for(shape.columns(name), fmt.group), channels)
+
+
 def _memory(shape: ModelShape, part: CoreTile, config: HwConfig, length: int) -> CoreMemory:
     channels, segments, at = part.channels, {}, 0
 
@@ -143,8 +150,10 @@ def _memory(shape: ModelShape, part: CoreTile, config: HwConfig, length: int) ->
     plans = [*shape.layers, {"head": shape.head}]
     for layer, plan in enumerate(plans):
         for name, matrix in plan.items():
-            groups = kgroups_for(shape.columns(name), matrix.fmt.group)
-            size = matrix_bytes(matrix.fmt, part.rows(shape, name).size, groups, channels)
+            size = sum(
+                piece_bytes(shape, name, matrix.fmt, rows, channels)
+                for rows in part.pieces(shape, name)
+            )
             matrices[layer, name] = weights.take(f"{layer}.{name}", size)
     segment("weights", weights.top, False)
     vectors = _vectors(shape, part)
@@ -185,9 +194,9 @@ def _regions(shape: ModelShape, part: CoreTile, config: HwConfig, stride: int, i
     queries = heads * shape.group_heads
     padded = -(-size // 16) * 16
     score_rows = max(heads, inner * sets) * shape.group_heads
-    lists = 2 * config.top_k
+    lists, places = 2 * config.top_k, cores * len(part.pieces(shape, "head"))
     fixed = {  # what cores exchange comes first: it must lie at the same address in all of them
-        "topk": max(lists, tokens + 1), "lists": lists * cores if cores > 1 else 0,
+        "topk": max(lists, tokens + 1), "lists": lists * (places if places > 1 else 0),
         "amax": tokens * cores, "sums": tokens * -(-shape.dim // 16), "scale_x": tokens,
         "scale_a": tokens, "scale_m": tokens, "rope": tokens * size,
         "x": tokens * part.dim.size, "gain_mlp": part.dim.size, "gain_attn": part.dim.size,

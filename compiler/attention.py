@@ -22,6 +22,10 @@ AHEAD = QUEUE_DEPTH - 4
 """Heads whose V is asked for ahead: LD's queue holds it, the output projection and its bias."""
 
 
+SCORED = ("scores", "vs", "prob", "factor")
+"""Regions of scores and of what softmax makes of them."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Where scores, V scales, probabilities and output factors are: regions, and operands."""
@@ -63,12 +67,21 @@ class AttentionBuilder(Builder):
             return
         pad = size if which == "v" else width
         rope = self.reads("rope") if node.attrs["rope"] else ()
-        self.step("misc.headq", *flags, src=self.at(which), src1=heads * size, heads=heads,
-                  size=size, n1=self.tokens, dst=self.at(f"{which}q"), dst1=heads * pad, pad=pad,
-                  rope=self.at("rope") if rope else 0, rope1=size, scale=self.at(f"{which}scale"),
-                  scale1=heads, alpha=alpha,
-                  touch=self.reads(which) + rope
-                  + self.writes(f"{which}q", f"{which}scale"))  # fmt: skip
+        last = shape.group_heads * self.scored_first if which == "q" else 0
+        # Queries whose scores come first come first.
+        for begin, end in ((heads - last, heads), (0, heads - last)):
+            read, *made = (
+                self.rows_of(name, begin, end) if last else self.region(name)
+                for name in (which, f"{which}q", f"{which}scale")
+            )
+            if begin == end:
+                continue
+            self.step("misc.headq", *flags, src=read.start, src1=heads * size, heads=end - begin,
+                      size=size, n1=self.tokens, dst=made[0].start, dst1=heads * pad, pad=pad,
+                      rope=self.at("rope") if rope else 0, rope1=size, scale=made[1].start,
+                      scale1=heads, alpha=alpha,
+                      touch=(Access.of(read, False), *rope,
+                             *(Access.of(region, True) for region in made)))  # fmt: skip
 
     def do_append(self, node: Node) -> None:
         heads, size, memory = self.part.kv.size, self.shape.head_dim, self.layout.memory
@@ -119,11 +132,36 @@ class AttentionBuilder(Builder):
         for name, amount in amounts.items():
             self.scalar("add", name, reg(name), amount)
 
+    @property
+    def scored_first(self) -> int:
+        """In decoding: how many KV heads, the last ones, have their scores before the others. While
+        the engine makes them, the others' queries are quantised."""
+        return 2 if self.decode and self.part.kv.size >= 6 else 0
+
+    def rows_of(self, name: str, begin: int, end: int) -> Region:
+        """In decoding: the part of a region that queries `begin` to `end` have."""
+        size, stride = self.shape.head_dim, self.layout.score_stride
+        row = {"q": size, "qq": padded(size, 16), "scores": stride, "prob": stride}.get(name, 1)
+        whole = self.region(name)
+        return Region(whole.space, whole.start + begin * row, (end - begin) * row)
+
+    def scores_of_heads(self, begin: int, end: int) -> Scores:
+        """In decoding: where the scores of KV heads `begin` to `end` are."""
+        group, stride = self.shape.group_heads, self.layout.score_stride
+        regions = {n: self.rows_of(n, begin * group, end * group) for n in SCORED}
+        scales = self.region("vs")  # a row for each KV head
+        regions["vs"] = Region(scales.space, scales.start + begin * stride, (end - begin) * stride)
+        return Scores(regions, {n: Value(region.start) for n, region in regions.items()})
+
     def decode_attention(self) -> None:
         """Scores and softmax of each head in one loop, values behind it: the SFU runs behind, and
         the values of a head wait for its softmax alone. V of the next `AHEAD` heads, and the matrix
         behind them, are asked for before the values: else LD would wait until MV's queue takes
-        instructions. No more, for LD's queue must hold them, or nobody would get to the values."""
+        instructions. No more, for LD's queue must hold them, or nobody would get to the values.
+
+        The last `scored_first` heads stand outside the loops: their scores before, their values
+        behind them.
+        """
         group, stride = self.shape.group_heads, self.layout.score_stride
         width, memory = padded(self.shape.head_dim, 16), self.layout.memory
         for name, value in (("key", reg("kbase")), ("value", reg("vbase")), ("start", 0)):
@@ -134,11 +172,12 @@ class AttentionBuilder(Builder):
         ):  # fmt: skip
             self.scalar("add", name, self.at(region))
 
-        names = ("scores", "vs", "prob", "factor")
-        at = Scores({n: self.region(n) for n in names}, {n: reg(n) for n in names})
+        heads = self.part.kv.size
+        looped = heads - self.scored_first
+        at = Scores(self.scores_of_heads(0, looped).regions, {n: reg(n) for n in SCORED})
 
         def scores() -> None:
-            self.score_steps(at, "heads")
+            self.score_steps(at, "heads", self.queries(0, looped))
             self.advance(key=memory.key_region // ALIGN, start=1, qsrc=group * width,
                          qscale=group, scores=group * stride, vs=stride, prob=group * stride,
                          factor=group)  # fmt: skip
@@ -155,9 +194,11 @@ class AttentionBuilder(Builder):
             streams()
             values("both")
 
-        heads = self.part.kv.size
         ahead = min(heads, AHEAD)
-        self.loop("heads", heads, scores)
+        for head in range(looped, heads):
+            self.score_steps(self.scores_of_heads(head, head + 1), "",
+                             self.queries(head, head + 1), head)  # fmt: skip
+        self.loop("heads", looped, scores)
         self.loop("streams", ahead, streams)
         self.scalar("add", "prob", self.at("prob"))
         self.scalar("add", "factor", self.at("factor"))
@@ -166,7 +207,17 @@ class AttentionBuilder(Builder):
         # Its bias comes first: behind the matrix it would wait for the engine, which waits for it.
         self.load_biases(("o",))
         self.ask_early("o")
-        self.loop("values", ahead, lambda: values("values"))
+        self.loop("values", ahead - (heads - looped), lambda: values("values"))
+        for head in range(looped, heads):
+            self.value_steps(self.scores_of_heads(head, head + 1), head=head)
+
+    def queries(self, begin: int, end: int) -> tuple[Access, ...]:
+        """In decoding: accesses to what the queries of KV heads `begin` to `end` were made."""
+        group = self.shape.group_heads
+        return tuple(
+            Access.of(self.rows_of(name, begin * group, end * group), False)
+            for name in ("qq", "qscale")
+        )
 
     def prefill_attention(self) -> None:
         """Tile by tile of queries, and in each head by head."""
@@ -211,7 +262,7 @@ class AttentionBuilder(Builder):
         for what, number in map(tuple, order.split()):
             at = self.scores_of(int(number))
             if what == "s":
-                self.score_steps(at)
+                self.score_steps(at, "", self.reads("qq", "qscale"))
                 self.advance(key=memory.key_region // ALIGN, start=1, qsrc=group * width,
                              qscale=group)  # fmt: skip
             else:
@@ -230,18 +281,33 @@ class AttentionBuilder(Builder):
             regions[name] = Region(whole.space, whole.start + which * size, size)
         return Scores(regions, {name: Value(region.start) for name, region in regions.items()})
 
-    def score_steps(self, at: Scores, apart: str = "") -> None:
+    def score_steps(self, at: Scores, apart: str, read: tuple[Access, ...],
+                    head: int | None = None) -> None:  # fmt: skip
+        """Scores and softmax of the KV head that registers name, or of `head`.
+
+        Parameters
+        ----------
+        apart : the loop that this stands in and that a loop over the values is linked with. read :
+            accesses to queries and their scales.
+        """
         shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
         queries = self.part.kv.size * group
         width = padded(shape.head_dim, 16)
         strides = {"src1": queries * width, "src2": width, "scale1": queries, "scale2": 1,
                    "dst1": group * stride, "dst2": stride, "add1": 0}  # fmt: skip
+        where: dict[str, Any] = {
+            "src": reg("qsrc"), "scale": reg("qscale"), "addr": reg("key"), "start": reg("start"),
+        } if head is None else {
+            "src": Value(self.at("qq", head * group * width)),
+            "scale": Value(self.at("qscale", head * group)),
+            "addr": reg("kbase", head * self.layout.memory.key_region // ALIGN),
+            "start": Value(head),
+        }  # fmt: skip
         self.linear(
-            self.reads("qq", "qscale") + at.touched(True, apart, "scores", "vs")
+            read + at.touched(True, apart, "scores", "vs")
             + (self.memory("keys", False, "layers"),),
-            reg("n1"), group, strides, src=reg("qsrc"), scale=reg("qscale"), dst=at["scores"],
-            addr=reg("key"), rows=reg("rows"), kgroups=1, fmt=self.key_fmt.word,
-            first=reg("first"), start=reg("start"), emit=at["vs"], table=0,
+            reg("n1"), group, strides, dst=at["scores"], rows=reg("rows"), kgroups=1,
+            fmt=self.key_fmt.word, first=reg("first"), emit=at["vs"], table=0, **where,
         )  # fmt: skip
         self.step(
             "misc.softmax", src=at["scores"], src1=group * stride, src2=stride, vscale=at["vs"],
@@ -261,18 +327,21 @@ class AttentionBuilder(Builder):
             "fmt": self.value_fmt.word, "first": reg("first"), "start": 0,
         }  # fmt: skip
 
-    def value_steps(self, at: Scores, apart: str = "") -> None:
+    def value_steps(self, at: Scores, apart: str = "", head: int | None = None) -> None:
+        """Values of the KV head that registers name, or of `head`, whose V is asked for already; of
+        those of the loop `apart` as well."""
         shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
         size = shape.head_dim
         queries = self.part.kv.size * group
         strides = {"src1": group * stride, "src2": stride, "scale1": group, "scale2": 1,
                    "dst1": queries * size, "dst2": size, "add1": 0}  # fmt: skip
         made, matrix = at.touched(False, "", "prob", "factor"), self.value_matrix()
-        if apart:
+        out = reg("out") if head is None else Value(self.at("att", head * group * size))
+        if apart or head is not None:
             del matrix["addr"]
         self.linear(
             made + self.writes("att", apart=apart) + (self.memory("values", False, "layers"),),
-            reg("n1"), group, strides, src=at["prob"], scale=at["factor"], dst=reg("out"), emit=0,
+            reg("n1"), group, strides, src=at["prob"], scale=at["factor"], dst=out, emit=0,
             table=0, **matrix,
         )  # fmt: skip
         if apart:

@@ -96,10 +96,11 @@ class _Filler:
 
     def _matrix(self, layer: int, name: str, linear: QuantLinear) -> Iterator[Piece]:
         at = self.layout.memory.matrices[layer, name]
-        rows = self.part.rows(self.shape, name)
-        if rows.size:
-            packed = pack_matrix(rows_of(linear.weight, rows), self.part.channels)
-            yield from ((channel, at, data) for channel, data in enumerate(packed))
+        for rows in self.part.pieces(self.shape, name):
+            if rows.size:
+                packed = pack_matrix(rows_of(linear.weight, rows), self.part.channels)
+                yield from ((channel, at, data) for channel, data in enumerate(packed))
+                at += max(map(len, packed))
 
     def vectors(self) -> U8:
         """Norm gains and biases, one record a layer and one for the end."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from flightllm.compiler.allocate import Layout
+from flightllm.compiler.allocate import Layout, Region, piece_bytes
 from flightllm.compiler.attention import AttentionBuilder
 from flightllm.compiler.builder import LOGITS, NTOK, POS, STEPS, halves, padded, reg
 from flightllm.compiler.graph import Graph, Node
-from flightllm.compiler.ir import Block
+from flightllm.compiler.ir import Access, Block
 from flightllm.compiler.parameters import Parameters
 from flightllm.compiler.shape import ModelShape
 from flightllm.compiler.tile import CoreTile, Span
@@ -312,38 +312,49 @@ class _Emitter(AttentionBuilder):
         self.loop("logits", LOGITS, lambda: self.head_token(width))
 
     def head_token(self, width: int) -> None:
-        shape, rows, k = self.shape, self.part.vocab.size, self.config.top_k
+        shape, part, k = self.shape, self.part, self.config.top_k
         add, extra = None, self.reads()
         if "head" in shape.biases:
             add, extra = self.at("bias_head"), self.reads("bias_head")
         address, fmt, table = self.load_record(Value(self.params.head))
-        self.linear(
-            self.reads("xq", "scale_x") + extra + self.writes("logits"), 1, 1,
-            {"src1": 0, "src2": 0, "scale1": 0, "scale2": 0, "dst1": 0, "dst2": 0, "add1": 0},
-            add, src=reg("qsrc", self.at("xq")), scale=reg("n1", self.at("scale_x")),
-            dst=self.at("logits"), addr=address, rows=rows,
-            kgroups=kgroups_for(shape.dim, shape.head.fmt.group), fmt=fmt, first=0, start=0,
-            emit=0, table=table,
-        )  # fmt: skip
-        self.step("st.vec", addr=reg("row"), src=self.at("logits"), n=rows, count=1, mstride=0,
-                  sstride=0, touch=self.reads("logits"))  # fmt: skip
-        self.top(rows, k)
+        pieces = part.pieces(shape, "head")
+        for number, rows in enumerate(pieces):
+            first = rows.start - part.vocab.start
+            logits = Region("F", self.at("logits", first), rows.size)
+            self.linear(
+                self.reads("xq", "scale_x") + extra + (Access.of(logits, True),), 1, 1,
+                {"src1": 0, "src2": 0, "scale1": 0, "scale2": 0, "dst1": 0, "dst2": 0, "add1": 0},
+                None if add is None else add + first, src=reg("qsrc", self.at("xq")),
+                scale=reg("n1", self.at("scale_x")), dst=logits.start, addr=address,
+                rows=rows.size, kgroups=kgroups_for(shape.dim, shape.head.fmt.group), fmt=fmt,
+                first=0, start=0, emit=0, table=table,
+            )  # fmt: skip
+            self.top(rows, logits, self.core * len(pieces) + number)
+            address += piece_bytes(shape, "head", shape.head.fmt, rows, part.channels) // ALIGN
+        self.step("st.vec", addr=reg("row"), src=self.at("logits"), n=part.vocab.size, count=1,
+                  mstride=0, sstride=0, touch=self.reads("logits"))  # fmt: skip
+        self.join_tops(len(pieces))
         self.step("st.vec", addr=reg("tmp", self.units("topk")), src=self.at("topk"), n=2 * k,
                   count=1, mstride=0, sstride=0, touch=self.reads("topk"))  # fmt: skip
         self.advance(n1=1, qsrc=width, row=self.segment("logits").row // ALIGN)
 
-    def top(self, rows: int, k: int) -> None:
-        base, pairs = self.part.vocab.start, 2 * k
-        if not self.several:
-            self.step("misc.topk", src=self.at("logits"), n=rows, k=k, base=base,
-                      dst=self.at("topk"),
-                      touch=self.reads("logits") + self.writes("topk"))  # fmt: skip
+    def top(self, rows: Span, logits: Region, place: int) -> None:
+        """The largest logits of some rows as list number `place`, or as the result."""
+        lists = self.region("lists")
+        where = Region(lists.space, lists.start + 2 * self.config.top_k * place,
+                       2 * self.config.top_k) if lists.size else self.region("topk")  # fmt: skip
+        self.step("misc.topk", src=logits.start, n=rows.size, k=self.config.top_k,
+                  base=rows.start, dst=where.start,
+                  touch=(Access.of(logits, False), Access.of(where, True)))  # fmt: skip
+
+    def join_tops(self, mine: int) -> None:
+        """The largest of all lists; each core has made `mine` of them."""
+        if not self.region("lists").size:
             return
-        mine = self.core * pairs
-        self.step("misc.topk", src=self.at("logits"), n=rows, k=k, base=base,
-                  dst=self.at("lists", mine),
-                  touch=self.reads("logits") + self.writes("lists"))  # fmt: skip
-        self.step("sys.gather", addr=self.at("lists", mine), n=pairs, n1=1, stride=0,
-                  touch=self.writes("lists"))  # fmt: skip
-        self.step("misc.merge", src=self.at("lists"), stride=pairs, parts=self.config.cores, k=k,
-                  dst=self.at("topk"), touch=self.reads("lists") + self.writes("topk"))  # fmt: skip
+        pairs, k = 2 * self.config.top_k, self.config.top_k
+        if self.several:
+            self.step("sys.gather", addr=self.at("lists", self.core * mine * pairs),
+                      n=mine * pairs, n1=1, stride=0, touch=self.writes("lists"))  # fmt: skip
+        self.step("misc.merge", src=self.at("lists"), stride=pairs,
+                  parts=self.config.cores * mine, k=k, dst=self.at("topk"),
+                  touch=self.reads("lists") + self.writes("topk"))  # fmt: skip

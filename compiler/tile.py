@@ -15,6 +15,9 @@ from flightllm.spec.errors import InputError
 
 __all__ = ["CoreTile", "Span", "tile"]
 
+LISTED = 7
+"""Cycles in which a lane of the special function unit takes a candidate of a list, nearly."""
+
 BLOCK = 16
 """Elements of the residual that REDUCE adds up first."""
 PAIR = 2
@@ -48,6 +51,7 @@ class CoreTile:
     Members
     -------
     kv : its KV heads. dim : its slice of the residual. ffn : of the MLP. vocab : of the head.
+    tail : rows of that which are a matrix of their own, the last ones.
     """
 
     core: int
@@ -56,6 +60,7 @@ class CoreTile:
     dim: Span
     ffn: Span
     vocab: Span
+    tail: int
 
     def rows(self, shape: ModelShape, name: str) -> Span:
         """Its rows of a matrix."""
@@ -66,6 +71,14 @@ class CoreTile:
         if name in ("gate", "up"):
             return self.ffn
         return self.vocab if name == "head" else self.dim
+
+    def pieces(self, shape: ModelShape, name: str) -> list[Span]:
+        """Rows of the matrices that one is stored as: the head as two, any other as it is."""
+        rows = self.rows(shape, name)
+        if name != "head" or not self.tail:
+            return [rows]
+        edge = rows.stop - self.tail
+        return [Span(rows.start, edge), Span(edge, rows.stop)]
 
     def __str__(self) -> str:
         return (
@@ -82,6 +95,17 @@ def _cut(total: int, unit: int, weights: tuple[int, ...]) -> list[Span]:
         done += weight
         edges.append(min(total, unit * ((2 * units * done + whole) // (2 * whole))))
     return [Span(a, b) for a, b in zip(edges, edges[1:])]
+
+
+def _tail(rows: int, shape: ModelShape, channels: int, config: HwConfig) -> int:
+    """Last rows of a core's vocabulary, whose logits come apart: while memory reads these rows, the
+    largest of all other logits are found."""
+    memory = config.memory
+    rate = memory.peak_gb_s * 1000 / config.clock_mhz / sum(config.channels)  # bytes a cycle
+    read = shape.dim * shape.head.fmt.bits / 8 / (channels * min(rate, config.beat_bytes))
+    listed = LISTED / config.sfu_lanes
+    even = PAIR * channels
+    return int(rows * listed / (listed + read)) // even * even
 
 
 def tile(shape: ModelShape, config: HwConfig) -> list[CoreTile]:
@@ -101,13 +125,17 @@ def tile(shape: ModelShape, config: HwConfig) -> list[CoreTile]:
             f"{shape.name}: {shape.group_heads} query heads share a KV head, board {config.name} "
             f"takes {config.mv_vectors}; raise mv_vectors"
         )
+    vocab = _cut(shape.vocab, PAIR, config.channels)
+    tails = [_tail(span.size, shape, channels, config)
+             for span, channels in zip(vocab, config.channels)]  # fmt: skip
     parts = zip(
         _cut(shape.kv_heads, 1, config.channels),
         _cut(shape.dim, BLOCK, config.channels),
         _cut(shape.ffn_dim, PAIR, config.channels),
-        _cut(shape.vocab, PAIR, config.channels),
+        vocab,
+        tails if all(tails) else [0] * config.cores,
     )
     return [
-        CoreTile(core, channels, *spans)
-        for core, (channels, spans) in enumerate(zip(config.channels, parts))
+        CoreTile(core, channels, *part)
+        for core, (channels, part) in enumerate(zip(config.channels, parts))
     ]

@@ -33,3 +33,20 @@ def test_prefill_and_decode_equal_the_reference(name: str, board: str) -> None:
     _same(driver.prefill(ids[:37]), reference.forward(ids[:37], cache))
     for token in ids[37:]:
         _same(driver.decode(token), reference.forward([token], cache)[0])
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+@pytest.mark.parametrize("heads, kv_heads, board", [
+    (6, 6, "tiny"), (14, 7, "tiny"), (13, 13, "tiny"), (28, 28, "tiny-2core"),
+])  # fmt: skip
+def test_heads_outside_the_loops_of_attention(
+    heads: int, kv_heads: int, board: str, seed: int | None
+) -> None:
+    """Orders that tokens leave open; fewer heads than LD asks ahead for, and more."""
+    model = random_model(3, heads=heads, kv_heads=kv_heads, head_dim=16, layers=2)
+    driver, reference = _start(model, board, seed=seed), IntegerModel(model)
+    ids = np.random.default_rng(1).integers(0, model.vocab, 38).tolist()
+    cache = IntegerCache(model)
+    _same(driver.prefill(ids[:35]), reference.forward(ids[:35], cache))
+    for token in ids[35:]:
+        _same(driver.decode(token), reference.forward([token], cache)[0])
