@@ -72,10 +72,11 @@ class SerialPort:
         self._silence = silence
 
     def write(self, data: bytes) -> None:
-        """Send bytes."""
+        """Send bytes; done when the line has them: the wait for a reply begins then."""
         view = memoryview(data)
         while view:
             view = view[os.write(self._file, view) :]
+        termios.tcdrain(self._file)
 
     def read(self, size: int) -> bytes:
         """Receive bytes; fewer when none come for `silence`."""

