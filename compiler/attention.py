@@ -22,6 +22,8 @@ AHEAD = QUEUE_DEPTH - 4
 """Heads whose V is asked for ahead: LD's queue holds it, the output projection and its bias."""
 
 
+MOST_FIRST = 4
+"""KV heads outside the loops of attention, at most; each costs about 56 words of program."""
 SCORED = ("scores", "vs", "prob", "factor")
 """Regions of scores and of what softmax makes of them."""
 
@@ -136,7 +138,8 @@ class AttentionBuilder(Builder):
     def scored_first(self) -> int:
         """In decoding: how many KV heads, the last ones, have their scores before the others. While
         the engine makes them, the others' queries are quantised."""
-        return 2 if self.decode and self.part.kv.size >= 6 else 0
+        heads = self.part.kv.size
+        return min(heads // 3, MOST_FIRST) if self.decode and heads >= 6 else 0
 
     def rows_of(self, name: str, begin: int, end: int) -> Region:
         """In decoding: the part of a region that queries `begin` to `end` have."""

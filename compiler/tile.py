@@ -2,7 +2,8 @@
 
 Query, key and value rows follow their KV head, so attention stays inside a core. The rest is cut in
 proportion to channels: the residual in multiples of 16 (one block of REDUCE), the MLP and the
-vocabulary in pairs of rows, so that no channel has more of them than another.
+vocabulary in pairs of rows, so that no channel has more of them than another. A core whose shares
+of V are less even than the others' has a little less of the MLP.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from dataclasses import dataclass
 from flightllm.compiler.shape import ModelShape
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
+from flightllm.spec.formats import BLOCK as BLOCK_TOKENS
+from flightllm.spec.formats import block_bytes, row_shares
+from flightllm.spec.kvcache import value_format
 
 __all__ = ["CoreTile", "Span", "tile"]
 
+NOMINAL = 1024
+"""Tokens of context for which the MLP is balanced against attention."""
 LISTED = 7
 """Cycles in which a lane of the special function unit takes a candidate of a list, nearly."""
 
@@ -97,6 +103,23 @@ def _cut(total: int, unit: int, weights: tuple[int, ...]) -> list[Span]:
     return [Span(a, b) for a, b in zip(edges, edges[1:])]
 
 
+def _mlp_weights(shape: ModelShape, heads: list[Span],
+                 channels: tuple[int, ...]) -> tuple[int, ...]:  # fmt: skip
+    """What cores have of the MLP, in proportion: as many row pairs a channel less as the busiest
+    channel reads more of V than an even share would be."""
+    fmt = value_format(shape.value_bits)
+    names = [name for name in ("gate", "up") if name in shape.layers[0]]
+    pair = sum(PAIR * shape.dim * shape.layers[0][name].fmt.bits / 8 for name in names)
+    more = []
+    for part, count in zip(heads, channels):
+        largest = max(b - a for a, b in row_shares(shape.head_dim, count))
+        even = shape.head_dim * BLOCK_TOKENS * shape.value_bits / 8 / count
+        more.append(part.size * NOMINAL / BLOCK_TOKENS * (block_bytes(fmt, largest) - even) / pair)
+    extra = sum(count * pairs for count, pairs in zip(channels, more))
+    level = (shape.ffn_dim / PAIR + extra) / sum(channels)
+    return tuple(round(count * max(0.0, level - pairs)) for count, pairs in zip(channels, more))
+
+
 def _tail(rows: int, shape: ModelShape, channels: int, config: HwConfig) -> int:
     """Last rows of a core's vocabulary, whose logits come apart: while memory reads these rows, the
     largest of all other logits are found."""
@@ -128,10 +151,11 @@ def tile(shape: ModelShape, config: HwConfig) -> list[CoreTile]:
     vocab = _cut(shape.vocab, PAIR, config.channels)
     tails = [_tail(span.size, shape, channels, config)
              for span, channels in zip(vocab, config.channels)]  # fmt: skip
+    heads = _cut(shape.kv_heads, 1, config.channels)
     parts = zip(
-        _cut(shape.kv_heads, 1, config.channels),
+        heads,
         _cut(shape.dim, BLOCK, config.channels),
-        _cut(shape.ffn_dim, PAIR, config.channels),
+        _cut(shape.ffn_dim, PAIR, _mlp_weights(shape, heads, config.channels)),
         vocab,
         tails if all(tails) else [0] * config.cores,
     )
