@@ -293,7 +293,8 @@ def fit_length(shape: ModelShape, parts: list[CoreTile], config: HwConfig, wante
     """
     longest = shape.max_length if wanted is None else min(wanted, shape.max_length)
     best, why = (0, 1), None
-    inner = config.attention_tile
+    # Queries of one tile keep the same blocks.
+    inner = min(config.attention_tile, BLOCK) if shape.sparse else config.attention_tile
     while inner >= 1:
         low, high = 0, longest
         while low < high:

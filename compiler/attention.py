@@ -224,33 +224,48 @@ class AttentionBuilder(Builder):
 
     def prefill_attention(self) -> None:
         """Tile by tile of queries, and in each head by head."""
-        group, heads, size = self.shape.group_heads, self.part.kv.size, self.shape.head_dim
-        width, inner = padded(size, 16), self.layout.attention_tile
-        queries = heads * group
         for name, region in (("qsrc", "qq"), ("qscale", "qscale"), ("out", "att")):
             self.scalar("add", name, self.at(region))
         self.scalar("add", "p0", self.position)
 
         def tile() -> None:
-            self.scalar("sub", "n1", self.position, reg("p0"))
-            self.scalar("add", "n1", reg("n1"), self.tokens)
-            self.scalar("min", "n1", reg("n1"), inner)
-            self.window_registers()
+            self.tile_lengths()
             for name, value in (("key", reg("kbase")), ("value", reg("vbase")), ("start", 0)):
                 self.scalar("add", name, value)
             self.heads_of_tile()
-            others = (inner - 1) * queries  # of the tile, but for its first token
-            self.advance(p0=inner, qsrc=others * width, qscale=others, out=others * size)
+            self.next_tile()
 
+        self.count_tiles()
+        self.loop("tiles" if self.half is None else f"tiles{self.half}", reg("row"), tile)
+
+    def count_tiles(self) -> None:
+        """row: the tiles of queries."""
+        inner = self.layout.attention_tile
         self.scalar("add", "row", self.tokens, inner - 1)
         self.scalar("shr", "row", reg("row"), inner.bit_length() - 1)
-        self.loop("tiles" if self.half is None else f"tiles{self.half}", reg("row"), tile)
+
+    def tile_lengths(self) -> None:
+        """n1, and what its queries see, of the tile that begins at p0."""
+        self.scalar("sub", "n1", self.position, reg("p0"))
+        self.scalar("add", "n1", reg("n1"), self.tokens)
+        self.scalar("min", "n1", reg("n1"), self.layout.attention_tile)
+        self.window_registers()
+
+    def next_tile(self) -> None:
+        """From behind the last head of a tile's first token to the next tile."""
+        size, inner = self.shape.head_dim, self.layout.attention_tile
+        others = (inner - 1) * self.part.kv.size * self.shape.group_heads
+        self.advance(p0=inner, qsrc=others * padded(size, 16), qscale=others, out=others * size)
 
     def heads_of_tile(self) -> None:
         """Scores and values of all heads; with two sets of buffers the scores of the next head come
-        before the values of the last one."""
+        before the values of the last one.
+
+        Where tiles have halves, block-sparse steps stand there once: more do not fit the program.
+        """
         heads = self.part.kv.size
-        if self.layout.score_sets == 1 or (self.half is None and halves(self.config)):
+        once = halves(self.config) and (self.half is None or self.shape.sparse)
+        if self.layout.score_sets == 1 or once:
             self.loop("heads", heads, lambda: self.in_order("s0 v0"))
             return
         self.in_order("s0 s1 v0")
@@ -293,9 +308,18 @@ class AttentionBuilder(Builder):
         apart : the loop that this stands in and that a loop over the values is linked with. read :
             accesses to queries and their scales.
         """
-        shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
+        self.key_linear(at, apart, read, head, dst=at["scores"], emit=at["vs"],
+                        first=reg("first"), rows=reg("rows"))  # fmt: skip
+        self.softmax(at, apart, reg("rows"))
+        if apart:
+            self.link(signals=Unit.MV)
+
+    def key_linear(self, at: Scores, apart: str, read: tuple[Access, ...], head: int | None = None,
+                   **run: Value | int) -> None:  # fmt: skip
+        """Queries of one KV head times its keys; `run`: which keys, and where their scores go."""
+        group, stride = self.shape.group_heads, self.layout.score_stride
         queries = self.part.kv.size * group
-        width = padded(shape.head_dim, 16)
+        width = padded(self.shape.head_dim, 16)
         strides = {"src1": queries * width, "src2": width, "scale1": queries, "scale2": 1,
                    "dst1": group * stride, "dst2": stride, "add1": 0}  # fmt: skip
         where: dict[str, Any] = {
@@ -309,19 +333,20 @@ class AttentionBuilder(Builder):
         self.linear(
             read + at.touched(True, apart, "scores", "vs")
             + (self.memory("keys", False, "layers"),),
-            reg("n1"), group, strides, dst=at["scores"], rows=reg("rows"), kgroups=1,
-            fmt=self.key_fmt.word, first=reg("first"), emit=at["vs"], table=0, **where,
+            reg("n1"), group, strides, kgroups=1, fmt=self.key_fmt.word, table=0, **where, **run,
         )  # fmt: skip
+
+    def softmax(self, at: Scores, apart: str, columns: Value) -> None:
+        """Probabilities and output factors of one KV head's queries."""
+        group, stride = self.shape.group_heads, self.layout.score_stride
         self.step(
             "misc.softmax", src=at["scores"], src1=group * stride, src2=stride, vscale=at["vs"],
             dst=at["prob"], dst1=group * stride, dst2=stride, scale=at["factor"], scale1=group,
-            scale2=1, n1=reg("n1"), n2=group, length=reg("rows"), base=reg("base"), pos=reg("p0"),
-            window=shape.window or NO_WINDOW,
+            scale2=1, n1=reg("n1"), n2=group, length=columns, base=reg("base"), pos=reg("p0"),
+            window=self.shape.window or NO_WINDOW,
             touch=at.touched(False, apart, "scores", "vs")
             + at.touched(True, apart, "prob", "factor"),
         )  # fmt: skip
-        if apart:
-            self.link(signals=Unit.MV)
 
     def value_matrix(self) -> dict[str, Any]:
         """Operands of V of one head."""
@@ -333,19 +358,28 @@ class AttentionBuilder(Builder):
     def value_steps(self, at: Scores, apart: str = "", head: int | None = None) -> None:
         """Values of the KV head that registers name, or of `head`, whose V is asked for already; of
         those of the loop `apart` as well."""
-        shape, group, stride = self.shape, self.shape.group_heads, self.layout.score_stride
-        size = shape.head_dim
-        queries = self.part.kv.size * group
-        strides = {"src1": group * stride, "src2": stride, "scale1": group, "scale2": 1,
-                   "dst1": queries * size, "dst2": size, "add1": 0}  # fmt: skip
-        made, matrix = at.touched(False, "", "prob", "factor"), self.value_matrix()
-        out = reg("out") if head is None else Value(self.at("att", head * group * size))
+        group, matrix = self.shape.group_heads, self.value_matrix()
+        out = reg("out")
+        if head is not None:
+            out = Value(self.at("att", head * group * self.shape.head_dim))
         if apart or head is not None:
             del matrix["addr"]
-        self.linear(
-            made + self.writes("att", apart=apart) + (self.memory("values", False, "layers"),),
-            reg("n1"), group, strides, src=at["prob"], scale=at["factor"], dst=out, emit=0,
-            table=0, **matrix,
-        )  # fmt: skip
+        self.value_linear(at, matrix, group, at["prob"], at["factor"], out, apart)
         if apart:
-            self.link(awaits=Unit.MISC, awaited=made)
+            self.link(awaits=Unit.MISC, awaited=at.touched(False, "", "prob", "factor"))
+
+    def value_linear(self, at: Scores, matrix: dict[str, Any], heads: int, src: Value,
+                     scale: Value, out: Value, apart: str = "",
+                     add: Value | None = None) -> None:  # fmt: skip
+        """Probabilities of some of a KV head's queries times its values."""
+        size = self.shape.head_dim
+        group, stride = self.shape.group_heads, self.layout.score_stride
+        token = self.part.kv.size * group * size
+        strides = {"src1": group * stride, "src2": stride, "scale1": group, "scale2": 1,
+                   "dst1": token, "dst2": size, "add1": 0 if add is None else token}  # fmt: skip
+        self.linear(
+            at.touched(False, "", "prob", "factor") + self.writes("att", apart=apart)
+            + (self.memory("values", False, "layers"),),
+            reg("n1"), heads, strides, add, src=src, scale=scale, dst=out, emit=0, table=0,
+            **matrix,
+        )  # fmt: skip

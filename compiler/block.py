@@ -10,7 +10,8 @@ trained.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from flightllm.compiler.fold import FoldedEnds, FoldedLayer
 from flightllm.models.config import ModelConfig
+from flightllm.models.patterns import Pattern, any_sparse
 from flightllm.models.reference import repeated
 from flightllm.models.rope import rope_tables
 
@@ -92,6 +94,15 @@ class Block:
             return cls(config, quantised, *bits, None, None)
         cos, sin = (torch.from_numpy(table) for table in rope_tables(config, length))
         return cls(config, quantised, *bits, cos, sin)
+
+    def keeping(self, patterns: Sequence[Pattern] | None, tokens: int) -> Block:
+        """This block with one layer's block-sparse attention, for texts of up to `tokens`."""
+        if not any_sparse(patterns):
+            return replace(self, kept=None)
+        assert patterns is not None
+        kept = torch.stack([torch.from_numpy(pattern.keeps(tokens)) for pattern in patterns])
+        shared = self.config.heads // self.config.kv_heads
+        return replace(self, kept=kept.repeat_interleave(shared, dim=0))
 
     def vector(self, x: Tensor) -> Tensor:
         """A linear's input as it is, or quantised per token."""

@@ -10,7 +10,7 @@ docs/adr/0010-block-sparse-attention.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,37 +22,11 @@ from flightllm.compiler.fold import fold_ends, fold_layer
 from flightllm.compiler.ladder import perplexity
 from flightllm.compiler.mixed import solve_choices
 from flightllm.models.checkpoint import Checkpoint
+from flightllm.models.patterns import DENSE, Pattern
 from flightllm.spec.errors import InputError
 from flightllm.spec.formats import BLOCK
 
-__all__ = ["DENSE", "BlockMasks", "Pattern", "candidates", "choose_masks", "masked_perplexity"]
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Blocks of `BLOCK` keys that a block of queries keeps.
-
-    Members
-    -------
-    first : blocks at the beginning of the text. last : blocks up to the query's own, included.
-    """
-
-    first: int
-    last: int
-
-    def keeps(self, tokens: int) -> Tensor:
-        """bool [tokens, tokens]: key t for query s, causal or not."""
-        block = torch.arange(tokens) // BLOCK
-        return (block[None] < self.first) | (block[None] > block[:, None] - self.last)
-
-    def density(self, tokens: int) -> float:
-        """Blocks kept as a share of those that dense causal attention reads."""
-        count = -(-tokens // BLOCK)
-        kept = sum(min(query + 1, self.first + self.last) for query in range(count))
-        return kept / (count * (count + 1) / 2)
-
-
-DENSE = Pattern(0, 1 << 20)
+__all__ = ["BlockMasks", "candidates", "choose_masks", "masked_perplexity"]
 
 
 @dataclass(frozen=True)
@@ -76,10 +50,7 @@ class BlockMasks:
             f" {self.lost:.2%} of attention lost"
         ]
         for index, heads in enumerate(self.patterns):
-            shown = ", ".join(
-                "dense" if p == DENSE else f"first {p.first} last {p.last}" for p in heads
-            )
-            lines.append(f"  layer {index}: {shown}")
+            lines.append(f"  layer {index}: {', '.join(map(str, heads))}")
         return "\n".join(lines) + "\n"
 
 
@@ -103,7 +74,8 @@ def _lost(q: Tensor, k: Tensor, block: Block, valid: Tensor, choices: Sequence[P
     score = q @ k.repeat_interleave(shared, dim=0).transpose(-1, -2) / q.shape[-1] ** 0.5
     chance = torch.softmax(score.masked_fill(~block.seen(tokens), -torch.inf), -1)
     chance = chance.unflatten(0, (len(k), shared)).sum(1)[:, valid].double()
-    dropped = [(chance * ~pattern.keeps(tokens)[valid]).sum((1, 2)) for pattern in choices]
+    kept = [torch.from_numpy(pattern.keeps(tokens))[valid] for pattern in choices]
+    dropped = [(chance * ~part).sum((1, 2)) for part in kept]
     return torch.stack(dropped, -1) / shared
 
 
@@ -168,9 +140,7 @@ def masked_perplexity(
     for index in range(config.layers):
         block = plain
         if masks is not None:
-            kept = torch.stack([pattern.keeps(tokens) for pattern in masks.patterns[index]])
-            shared = config.heads // config.kv_heads
-            block = replace(plain, kept=kept.repeat_interleave(shared, dim=0))
+            block = plain.keeping(masks.patterns[index], tokens)
         layer = fold_layer(checkpoint, index)
         x = torch.cat([block.run(layer, part) for part in x.split(4)])
     return perplexity(plain.logits(x, ends), text.ids, text.valid)

@@ -56,7 +56,7 @@ def _passes(shape: ModelShape, config: HwConfig, max_length: int | None) -> _Bac
     parts = tile(shape, config)
     length, inner = fit_length(shape, parts, config, max_length)
     layouts = [allocate(shape, part, config, length, inner) for part in parts]
-    params = [parameters(shape, layout) for layout in layouts]
+    params = [parameters(shape, layout, part) for layout, part in zip(layouts, parts)]
     schedules = [
         schedule(fused, shape, parts, core, layouts[core], params[core], config)
         for core in range(len(parts))
@@ -97,7 +97,10 @@ def length_schemes(shape: ModelShape, backend: _Backend, config: HwConfig) -> di
         ("bucketed", PREFILL_BUCKET, DECODE_BUCKET), ("unrolled", 1, 1),
     ):  # fmt: skip
         sizes[name] = 4 * sum(
-            _prefill_words(plan, layout, range(prefill_step, length + prefill_step, prefill_step))
+            _prefill_words(
+                plan, layout, range(prefill_step, length + prefill_step, prefill_step),
+                shape.group_heads,
+            )
             + len(range(0, length, decode_step)) * unrolled_words(plan.decode, _ONE)
             for plan, layout in zip(backend.schedules, backend.layouts)
         )
@@ -107,8 +110,9 @@ def length_schemes(shape: ModelShape, backend: _Backend, config: HwConfig) -> di
 _ONE = {"steps": 1, "logits": 1}
 
 
-def _prefill_words(plan: Schedule, layout: Layout, lengths: Sequence[int]) -> int:
-    """Words of straight-line prefill programs for each of `lengths`."""
+def _prefill_words(plan: Schedule, layout: Layout, lengths: Sequence[int], group: int) -> int:
+    """Words of straight-line prefill programs for each of `lengths`; where attention is
+    block-sparse, as if every head kept two runs of blocks."""
     tokens, inner = layout.prefill_tile, layout.attention_tile
 
     def words(count: int) -> int:
@@ -117,6 +121,7 @@ def _prefill_words(plan: Schedule, layout: Layout, lengths: Sequence[int]) -> in
         loops = {"tiles": count, "tiles0": half, "tiles1": rest}
         counts = {name: -(-queries // inner) for name, queries in loops.items()}
         counts |= {"logits": 1, "both": min(rest, 1), "one": 1 - min(rest, 1)}
+        counts |= {"first run": 1, "first runs": group}
         return unrolled_words(plan.prefill, counts)
 
     full, sizes, total = words(tokens), {}, 0
@@ -162,6 +167,10 @@ def _dump(folder: Path, shape: ModelShape, backend: _Backend) -> None:
         f"layer {i} {name}: bits {p.fmt.bits} group {p.fmt.group} kept {p.fmt.kept}/16\n"
         for i, layer in enumerate([*shape.layers, {"head": shape.head}])
         for name, p in layer.items()
+    )
+    plans += "".join(
+        f"layer {i} attention: {', '.join(map(str, heads))}\n"
+        for i, heads in enumerate(shape.patterns)
     )
     stages = {
         "1-graph": str(backend.graph),

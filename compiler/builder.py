@@ -28,7 +28,13 @@ _NAMES = (
     "qscale", "out", "scores", "vs", "prob", "factor", "rows", "base", "first", "blocks", "n1",
     "p0", "tmp", "step", "row", "rest",
 )  # fmt: skip
+_SHARED = {
+    "kmask": "scores", "vmask": "vs", "kept": "prob", "two": "factor", "shift": "addr",
+    "width": "fmt", "end": "table", "block": "row",
+}  # fmt: skip
+"""Of block-sparse prefill: registers that only decode's attention, or only projections, use."""
 R = {name: Register.LOGITS + 1 + i for i, name in enumerate(_NAMES)}
+R |= {name: R[other] for name, other in _SHARED.items()}
 
 
 def reg(name: str, more: int = 0) -> Value:
@@ -195,7 +201,7 @@ class Builder:
         self.step("ld.stream", touch=touch, **{name: operands[name] for name in names})
 
     def linear(self, touch: tuple[Access, ...], n1: Value | int, n2: int,
-               strides: dict[str, int], add: int | None = None,
+               strides: dict[str, int], add: Value | int | None = None,
                **operands: Value | int) -> None:  # fmt: skip
         """MM or MV with LD.stream before it, unless that stands there already (no `addr`); in MV
         mode the token dimension does not exist."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flightllm.compiler.allocate import Layout
 from flightllm.compiler.shape import MatrixPlan, ModelShape
+from flightllm.compiler.tile import CoreTile
 from flightllm.spec.formats import ALIGN
 
 __all__ = ["Parameters", "parameters"]
@@ -16,7 +17,8 @@ class Parameters:
     """The parameter memory: code tables, the head's record, then a record for each layer.
 
     A record holds, for each matrix, address (64-byte units), format word and, where the model has
-    code tables, the address of its table.
+    code tables, the address of its table. Behind them, at `masks`, it holds for each KV head of the
+    core, where attention is block-sparse, the blocks kept at the beginning and those kept in all.
     """
 
     words: list[int]
@@ -24,9 +26,10 @@ class Parameters:
     layers: int
     stride: int
     width: int
+    masks: int
 
 
-def parameters(shape: ModelShape, layout: Layout) -> Parameters:
+def parameters(shape: ModelShape, layout: Layout, part: CoreTile) -> Parameters:
     """The parameter words of one core."""
     plans = [*(p for layer in shape.layers for p in layer.values()), shape.head]
     tables = sorted({p.table for p in plans if p.table is not None})
@@ -49,4 +52,8 @@ def parameters(shape: ModelShape, layout: Layout) -> Parameters:
     for number, layer in enumerate(shape.layers):
         for name in shape.matrices:
             words += record(number, name, layer[name])
-    return Parameters(words, head, first, width * len(shape.matrices), width)
+        for pattern in shape.patterns[number][part.kv.start : part.kv.stop] if shape.sparse else ():
+            words += [pattern.first, pattern.first + pattern.last]
+    masks = width * len(shape.matrices)
+    stride = masks + (2 * part.kv.size if shape.sparse else 0)
+    return Parameters(words, head, first, stride, width, masks)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from flightllm.compiler.allocate import Layout, Region, piece_bytes
-from flightllm.compiler.attention import AttentionBuilder
 from flightllm.compiler.builder import LOGITS, NTOK, POS, STEPS, halves, padded, reg
 from flightllm.compiler.graph import Graph, Node
 from flightllm.compiler.ir import Access, Block
 from flightllm.compiler.parameters import Parameters
 from flightllm.compiler.shape import ModelShape
+from flightllm.compiler.sparse_attention import SparseAttentionBuilder
 from flightllm.compiler.tile import CoreTile, Span
 from flightllm.spec.config import HwConfig
 from flightllm.spec.encoding import Value
@@ -51,7 +51,7 @@ def schedule(graph: Graph, shape: ModelShape, parts: list[CoreTile], core: int, 
     return Schedule(*blocks)
 
 
-class _Emitter(AttentionBuilder):
+class _Emitter(SparseAttentionBuilder):
     """Walks the fused graph and appends steps; `self.out` is the block being filled."""
 
     # -------------------------------------------------------------------------------- whole program

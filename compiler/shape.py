@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flightllm.models.patterns import DENSE, Pattern, any_sparse
 from flightllm.models.quantized import QuantLayer, QuantLinear, QuantModel
+from flightllm.spec.errors import InputError
 from flightllm.spec.formats import MatrixFormat, format_for
 
 __all__ = ["MATRICES", "MatrixPlan", "ModelShape", "shape_of"]
@@ -30,6 +32,7 @@ class ModelShape:
     name : for messages. gated : the MLP has a gate matrix. rope, positions : which position code.
     window : sliding window in tokens, or None. biases : matrices (and "head") that have a bias.
     layers : for each layer, the plan of each of `matrices`. head : the plan of the last projection.
+    patterns : of prefill's attention, for each layer and KV head; empty where all of it is dense.
     """
 
     name: str
@@ -50,6 +53,12 @@ class ModelShape:
     biases: frozenset[str]
     layers: tuple[dict[str, MatrixPlan], ...]
     head: MatrixPlan
+    patterns: tuple[tuple[Pattern, ...], ...] = ()
+
+    @property
+    def sparse(self) -> bool:
+        """Prefill's attention is block-sparse."""
+        return bool(self.patterns)
 
     @property
     def gated(self) -> bool:
@@ -105,5 +114,14 @@ def shape_of(model: QuantModel, name: str) -> ModelShape:
         model.max_length, model.norm_eps, model.activation, model.key_bits,
         model.value_bits, model.window,
         model.cos is not None, model.positions is not None, frozenset(biases), layers,
-        _plan(model.head),
+        _plan(model.head), _patterns(model),
     )  # fmt: skip
+
+
+def _patterns(model: QuantModel) -> tuple[tuple[Pattern, ...], ...]:
+    found = [layer.patterns for layer in model.layers]
+    if not any(map(any_sparse, found)):
+        return ()
+    if model.window is not None:
+        raise InputError(f"window: block-sparse attention goes without one, not {model.window}")
+    return tuple(patterns or (DENSE,) * model.kv_heads for patterns in found)

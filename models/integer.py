@@ -2,7 +2,8 @@
 
 `IntegerModel` states docs/number-formats.md for a whole model, to the bit, with the operations of
 `flightllm.models.integer_ops`. n tokens at once and n times one token give the same bits and leave
-the same cache.
+the same cache; where attention is block-sparse that holds for prefill, and decoding differs, for it
+sees everything.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flightllm.models import integer_ops as ops
+from flightllm.models.patterns import Pattern, any_sparse
 from flightllm.models.quantized import QuantLayer, QuantLinear, QuantModel
 from flightllm.spec.errors import InputError
+from flightllm.spec.formats import BLOCK
 
 __all__ = ["IntegerCache", "IntegerModel"]
 
@@ -122,6 +125,7 @@ class IntegerModel:
         cache: IntegerCache | None = None,
         *,
         last_only: bool = False,
+        decode: bool = False,
         observe: Observer | None = None,
     ) -> NDArray[np.float32]:
         """Process new tokens behind those of the cache.
@@ -131,6 +135,7 @@ class IntegerModel:
         ids : token ids, one at least.
         cache : holds the tokens before and gets these; without it the ids start at position 0.
         last_only : run the head for the last token alone.
+        decode : attend to everything, as decoding does, whatever prefill leaves out.
         observe : gets ("embedding" | "layers.{i}.q_heads" | "layers.{i}.attention" |
             "layers.{i}.attn_residual" | "layers.{i}.mlp_residual", float32 [T, n]).
 
@@ -148,8 +153,9 @@ class IntegerModel:
         look = observe or (lambda name, value: None)
         x = self._embed(ids, cache.length)
         look("embedding", x)
-        for i in range(len(self._layers)):
-            x = self._attention_block(i, x, cache, look)
+        for i, layer in enumerate(self.model.layers):
+            patterns = layer.patterns if any_sparse(layer.patterns) and not decode else None
+            x = self._attention_block(i, x, cache, look, patterns)
             look(f"layers.{i}.attn_residual", x)
             x = self._mlp_block(self._layers[i], x)
             look(f"layers.{i}.mlp_residual", x)
@@ -167,7 +173,8 @@ class IntegerModel:
         out: list[int] = []
         step = list(ids)
         while len(out) < tokens and cache.length + len(step) <= self.model.max_length:
-            out.append(int(np.argmax(self.forward(step, cache, last_only=True)[0])))
+            logits = self.forward(step, cache, last_only=True, decode=bool(out))
+            out.append(int(np.argmax(logits[0])))
             step = out[-1:]
         return out
 
@@ -200,7 +207,10 @@ class IntegerModel:
         cos, sin = (torch.from_numpy(table[at]) for table in (self.model.cos, self.model.sin))
         return ops.rope(x, cos, sin)
 
-    def _attention_block(self, i: int, x: Tensor, cache: IntegerCache, look: Observer) -> Tensor:
+    def _attention_block(
+        self, i: int, x: Tensor, cache: IntegerCache, look: Observer,
+        patterns: Sequence[Pattern] | None,
+    ) -> Tensor:  # fmt: skip
         model, layer = self.model, self._layers[i]
         normed = self._norm(x, layer.attn_norm)
         q, k, v = (
@@ -218,25 +228,33 @@ class IntegerModel:
         levels, scales = ops.query_quant(q)
         attended = torch.cat(
             [
-                self._attend(levels[part], scales[part], cache, i, cache.length + part.start)
-                for part in self._chunks(x.shape[0], cache.length)
+                self._attend(
+                    levels[part], scales[part], cache, i, cache.length + part.start, patterns
+                )
+                for part in self._chunks(x.shape[0], cache.length, patterns is not None)
             ]
         )
         look(f"layers.{i}.attention", attended)
         return layer.o.onto(x, ops.quantise(attended))
 
-    def _chunks(self, tokens: int, start: int) -> Iterator[slice]:
-        """Split new tokens so that a chunk's scores stay few."""
+    def _chunks(self, tokens: int, start: int, blocks: bool) -> Iterator[slice]:
+        """Split new tokens so that a chunk's scores stay few, and inside a block if `blocks`."""
         first = 0
         while first < tokens:
             count = max(1, SCORES_AT_A_TIME // (self.model.heads * (start + first + 1)))
+            if blocks:
+                count = min(count, BLOCK - (start + first) % BLOCK)
             yield slice(first, min(tokens, first + count))
             first += count
 
     def _attend(
-        self, q: Tensor, q_scale: Tensor, cache: IntegerCache, i: int, start: int
-    ) -> Tensor:
-        """Attention of queries [T, heads, head_dim] at positions from `start`: [T, heads * hd]."""
+        self, q: Tensor, q_scale: Tensor, cache: IntegerCache, i: int, start: int,
+        patterns: Sequence[Pattern] | None,
+    ) -> Tensor:  # fmt: skip
+        """Attention of queries [T, heads, head_dim] at positions from `start`: [T, heads * hd].
+
+        With `patterns` the queries lie in one block.
+        """
         model = self.model
         tokens, end = q.shape[0], start + q.shape[0]
         split = (tokens, model.kv_heads, model.heads // model.kv_heads)
@@ -249,9 +267,22 @@ class IntegerModel:
         valid = key <= position
         if model.window is not None:
             valid &= key > position - model.window
+        moved = None if patterns is None else _moved(patterns, start // BLOCK, end)
+        if moved is not None:
+            head = torch.arange(model.kv_heads)[:, None]
+            k, v, k_scale, v_scale = (part[head, moved.keys] for part in (k, v, k_scale, v_scale))
+            valid = valid & moved.kept[:, None, None, :]
         score = ops.scores(q, q_scale, k, k_scale).view(model.kv_heads, -1, tokens, end)
         prob, scale = ops.softmax_prob(score, v_scale[:, None, None, :], valid)
-        out: Tensor = ops.int_linear(prob.flatten(1, 2), v, scale.flatten(1))
+        prob, scale = prob.flatten(1, 2), scale.flatten(1)
+        out: Tensor
+        if moved is None:
+            out = ops.int_linear(prob, v, scale)
+        else:
+            first = moved.first[:, None]
+            parts = [ops.int_linear(prob * part, v, scale) for part in (first, ~first)]
+            two = moved.first.any(1)[:, None, None]
+            out = torch.where(two, ops.add(*parts), parts[1])
         return out.view(model.heads, tokens, model.head_dim).transpose(0, 1).flatten(1)
 
     def _mlp_block(self, layer: _Layer, x: Tensor) -> Tensor:
@@ -259,3 +290,34 @@ class IntegerModel:
         gate = None if layer.gate is None else layer.gate(normed)
         hidden = ops.activation(self.model.activation, layer.up(normed), gate)
         return layer.down.onto(x, ops.quantise(hidden))
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Where each KV head finds the keys that a block of queries keeps.
+
+    Members
+    -------
+    keys : int64 [kv_heads, end], the key that stands at each position: those of the first blocks
+        stand right before the last ones. kept : bool, positions where a kept key stands. first :
+        bool, where one of the first blocks does, which are summed apart.
+    """
+
+    keys: Tensor
+    kept: Tensor
+    first: Tensor
+
+
+def _moved(patterns: Sequence[Pattern], block: int, end: int) -> _Moved:
+    """The keys before `end` that queries of a block see."""
+    position = torch.arange(end).expand(len(patterns), -1)
+    first = torch.tensor([[pattern.first] for pattern in patterns])
+    last = torch.tensor([[pattern.last] for pattern in patterns])
+    left_out = (block + 1 - first - last).clamp(min=0) * BLOCK
+    begin = left_out + first * BLOCK  # of the last run, where something lies between the two
+    front = (left_out > 0) & (position < begin)
+    return _Moved(
+        torch.where(front, (position - left_out).clamp(min=0), position),
+        position >= left_out,
+        front & (position >= left_out),
+    )

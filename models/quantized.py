@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flightllm.models.patterns import Pattern
 from flightllm.spec.quant import QuantTensor
 
 __all__ = ["QuantLayer", "QuantLinear", "QuantModel"]
@@ -37,6 +38,7 @@ class QuantLayer:
     attn_norm, mlp_norm : float32 [dim], RMSNorm gains.
     q : rows heads * head_dim; k, v : rows kv_heads * head_dim; o : rows dim.
     gate, up : rows ffn_dim; down : rows dim.
+    patterns : of each KV head's attention in prefill, or None: dense. Not with a sliding window.
     """
 
     attn_norm: F32
@@ -48,6 +50,7 @@ class QuantLayer:
     gate: QuantLinear | None
     up: QuantLinear
     down: QuantLinear
+    patterns: tuple[Pattern, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,11 @@ def misc_softmax(core: CoreState, flags: Flags, src: int, src1: int, src2: int, 
     if base < 0 or base % BLOCK:
         raise VerifyError(f"base: {base} is not a multiple of {BLOCK}")
     scores = core.f.view(src, (n1, src1), (n2, src2), (length, 1))
-    low, high = max(0, pos - window + 1), pos + n1
-    if low < base or high > base + length or window < 1:
+    # A window that reaches to position 0 leaves it to the program which columns there are.
+    low, high = pos - window + 1, pos + n1
+    if 0 <= low < base or high > base + length or window < 1:
         raise VerifyError(
-            f"positions {low} to {high - 1} are needed, the scores are of {base} to "
+            f"positions {max(0, low)} to {high - 1} are needed, the scores are of {base} to "
             f"{base + length - 1}"
         )
     lows = np.maximum(0, np.arange(pos - window + 1, pos - window + 1 + n1))[:, None]

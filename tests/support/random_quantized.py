@@ -6,15 +6,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flightllm.models.patterns import Pattern
 from flightllm.models.quantized import QuantLayer, QuantLinear, QuantModel
 from flightllm.spec.quant import QuantTensor
 
-__all__ = ["VARIANTS", "random_mask", "random_model", "random_tensor"]
+__all__ = ["VARIANTS", "random_mask", "random_model", "random_tensor", "with_patterns"]
 
 Generator = np.random.Generator
 
@@ -221,3 +224,15 @@ def random_model(
         final_norm=gain(),
         head=projection("head", vocab, dim, head_bits),
     )
+
+
+def with_patterns(model: QuantModel, patterns: Sequence[Pattern]) -> QuantModel:
+    """The model with block-sparse prefill: its KV heads, layer by layer, take patterns in turn."""
+    heads = model.kv_heads
+    layers = tuple(
+        dataclasses.replace(
+            layer, patterns=tuple(patterns[(i * heads + h) % len(patterns)] for h in range(heads))
+        )
+        for i, layer in enumerate(model.layers)
+    )
+    return dataclasses.replace(model, layers=layers)
