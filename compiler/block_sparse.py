@@ -9,24 +9,35 @@ docs/adr/0010-block-sparse-attention.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flightllm.compiler import calibrate
 from flightllm.compiler.block import Block
 from flightllm.compiler.calibrate import Calibration
-from flightllm.compiler.fold import fold_ends, fold_layer
+from flightllm.compiler.fold import MATRICES, FoldedEnds, FoldedLayer, fold_ends, fold_layer
 from flightllm.compiler.ladder import perplexity
 from flightllm.compiler.mixed import solve_choices
+from flightllm.compiler.quant_report import PassReport
+from flightllm.compiler.scheme import QuantOptions
 from flightllm.models.checkpoint import Checkpoint
+from flightllm.models.config import ModelConfig
 from flightllm.models.patterns import DENSE, Pattern
+from flightllm.models.quantized import QuantLayer, QuantModel
 from flightllm.spec.errors import InputError
 from flightllm.spec.formats import BLOCK
 
-__all__ = ["BlockMasks", "candidates", "choose_masks", "masked_perplexity"]
+__all__ = [
+    "BlockMasks", "MaskedAttention", "candidates", "choose_masks", "masked_perplexity",
+    "rule_patterns",
+]  # fmt: skip
+
+LONGEST, TOKENS = 1024, 8192
+"""Of the texts that patterns are chosen on: the longest, and tokens of all."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,47 @@ class BlockMasks:
         for index, heads in enumerate(self.patterns):
             lines.append(f"  layer {index}: {', '.join(map(str, heads))}")
         return "\n".join(lines) + "\n"
+
+
+def text_size(config: ModelConfig) -> tuple[int, int]:
+    """Texts that patterns are chosen on, and tokens of each."""
+    length = min(LONGEST, config.max_length)
+    return max(4, min(16, TOKENS // length)), length
+
+
+def _too_little(density: float, tokens: int) -> InputError:
+    least = min(pattern.density(tokens) for pattern in candidates(tokens))
+    return InputError(
+        f"density: {density:g} is less than the {least:.3f} that one block a query takes"
+        f" at {tokens} tokens"
+    )
+
+
+def rule_patterns(config: ModelConfig, density: float) -> tuple[tuple[Pattern, ...], ...]:
+    """Patterns by layer and KV head where there is nothing to calibrate: all heads keep the same,
+    the most that the density allows at the length that calibration would have.
+
+    Raises
+    ------
+    InputError : for a density that is too small, or a model with a sliding window.
+    """
+    if density == 1:
+        return ()
+    _refuse_window(config)
+    _, tokens = text_size(config)
+    allowed = [p for p in candidates(tokens) if p.density(tokens) <= density]
+    if not allowed:
+        raise _too_little(density, tokens)
+    best = max(allowed, key=lambda pattern: (pattern.density(tokens), pattern.first == 1))
+    return ((best,) * config.kv_heads,) * config.layers
+
+
+def _refuse_window(config: ModelConfig) -> None:
+    if config.window is not None:
+        raise InputError(
+            f"attention density: {config.name} has a sliding window of {config.window} tokens,"
+            " and block-sparse attention goes without one"
+        )
 
 
 def candidates(tokens: int) -> tuple[Pattern, ...]:
@@ -96,9 +148,7 @@ def choose_masks(checkpoint: Checkpoint, text: Calibration, density: float) -> B
     choices = candidates(tokens)
     block = Block.of(config, tokens, 8, quantised=False)
     ends = fold_ends(checkpoint)
-    x = ends.embed[text.ids]
-    if ends.positions is not None:
-        x = x + ends.positions[:tokens]
+    x = _start(ends, text.ids)
     losses = torch.zeros(config.layers, config.kv_heads, len(choices), dtype=torch.float64)
     for index in range(config.layers):
         layer = fold_layer(checkpoint, index)
@@ -112,11 +162,7 @@ def choose_masks(checkpoint: Checkpoint, text: Calibration, density: float) -> B
     share = np.array([pattern.density(tokens) for pattern in choices])
     picked = solve_choices(flat, np.tile(share / len(flat), (len(flat), 1)), density + 1e-9)
     if not picked.size:
-        least = min(share)
-        raise InputError(
-            f"density: {density:g} is less than the {least:.3f} that one block a query takes"
-            f" at {tokens} tokens"
-        )
+        raise _too_little(density, tokens)
     chosen = [choices[i] for i in picked]
     heads = config.kv_heads
     patterns = tuple(
@@ -134,9 +180,7 @@ def masked_perplexity(
     config, tokens = checkpoint.config, text.ids.shape[1]
     plain = Block.of(config, tokens, 8, quantised=False)
     ends = fold_ends(checkpoint)
-    x = ends.embed[text.ids]
-    if ends.positions is not None:
-        x = x + ends.positions[:tokens]
+    x = _start(ends, text.ids)
     for index in range(config.layers):
         block = plain
         if masks is not None:
@@ -144,3 +188,97 @@ def masked_perplexity(
         layer = fold_layer(checkpoint, index)
         x = torch.cat([block.run(layer, part) for part in x.split(4)])
     return perplexity(plain.logits(x, ends), text.ids, text.valid)
+
+
+def _layer_of(layer: QuantLayer) -> FoldedLayer:
+    parts = {name: getattr(layer, name) for name in MATRICES if getattr(layer, name) is not None}
+    return FoldedLayer(
+        torch.from_numpy(layer.attn_norm),
+        torch.from_numpy(layer.mlp_norm),
+        {name: torch.from_numpy(part.weight.dequantised()) for name, part in parts.items()},
+        {n: torch.from_numpy(part.bias) for n, part in parts.items() if part.bias is not None},
+    )
+
+
+class MaskedAttention:
+    """The pass: patterns under a density, and what they cost the quantised model.
+
+    Parameters
+    ----------
+    options : `attention_density`, `calibrate` and `seed`. progress : as of `quantise`.
+
+    Members
+    -------
+    masks : what was chosen, on all texts but an eighth. held : that eighth.
+
+    Raises
+    ------
+    InputError : see `choose_masks`; for a model with a sliding window.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, options: QuantOptions,
+        progress: Callable[[str, int, int], None],
+    ) -> None:  # fmt: skip
+        config = self.config = checkpoint.config
+        _refuse_window(config)
+        count, length = text_size(config)
+        if options.calibrate == "auto":
+            text = calibrate.sampled(
+                checkpoint, count, length, options.seed,
+                lambda done, total: progress("sample text for attention", done, total),
+            )  # fmt: skip
+        else:
+            text = calibrate.from_file(checkpoint, options.calibrate, count, length)
+        progress("choose attention patterns", 0, 1)
+        held = max(1, len(text.ids) // 8) if len(text.ids) > 1 else 0
+        fitted = replace(text, ids=text.ids[held:], valid=text.valid[held:])
+        self.held = replace(text, ids=text.ids[:held], valid=text.valid[:held]) if held else text
+        self.masks = choose_masks(checkpoint, fitted, options.attention_density)
+        progress("choose attention patterns", 1, 1)
+        self._checkpoint = checkpoint
+
+    @torch.no_grad()
+    def report(self, model: QuantModel, size: PassReport) -> PassReport:
+        """What the patterns in `model` cost it on the held-out text; `size` says its bits."""
+        config, text = self.config, self.held
+        tokens, bits = text.ids.shape[1], (model.key_bits, model.value_bits)
+        exact = Block.of(config, tokens, bits, quantised=False)
+        dense = Block.of(config, tokens, bits, quantised=True)
+        ends, made = fold_ends(self._checkpoint), _ends_of(model)
+        x, y = (_start(part, text.ids) for part in (ends, made))
+        z, errors = y, []
+        for index, layer in enumerate(model.layers):
+            quantised = _layer_of(layer)
+            x = _run(exact, fold_layer(self._checkpoint, index), x)
+            y = _run(dense, quantised, y)
+            z = _run(dense.keeping(layer.patterns, tokens), quantised, z)
+            miss = (z - x)[text.valid].norm() / x[text.valid].norm().clamp(min=1e-20)
+            errors.append(float(miss))
+        before, after = (
+            perplexity(dense.logits(part, made), text.ids, text.valid) for part in (y, z)
+        )
+        method = f"{self.masks.density:.1%} of causal blocks at {self.masks.tokens} tokens"
+        return PassReport(
+            "attention", method, size.bits, size.bytes, tuple(errors), before, after
+        )
+
+
+def _ends_of(model: QuantModel) -> FoldedEnds:
+    head, positions = model.head, model.positions
+    return FoldedEnds(
+        torch.from_numpy(model.embed.astype(np.float32)),
+        None if positions is None else torch.from_numpy(positions.astype(np.float32)),
+        torch.from_numpy(model.final_norm),
+        torch.from_numpy(head.weight.dequantised()),
+        None if head.bias is None else torch.from_numpy(head.bias),
+    )
+
+
+def _start(ends: FoldedEnds, ids: Tensor) -> Tensor:
+    x = ends.embed[ids]
+    return x if ends.positions is None else x + ends.positions[: ids.shape[1]]
+
+
+def _run(block: Block, layer: FoldedLayer, x: Tensor) -> Tensor:
+    return torch.cat([block.run(layer, part) for part in x.split(1)])

@@ -39,7 +39,8 @@ class PassReport:
 
     Members
     -------
-    name : "vectors", "values", "keys", "scale", "smooth k", "prune", "round" or "recover".
+    name : "vectors", "values", "keys", "scale", "smooth k", "prune", "round", "recover" or
+        "attention".
     method : how, "awq".
     bits : stored bits a weight after it, all matrices together. bytes : of all matrices.
     errors : relative error of the residual stream after each layer, empty without calibration.
@@ -76,6 +77,7 @@ class QuantReport:
         tokens where both prefer the same one. None without calibration.
     code_bits : average bits of the layers' codes (what a mixed scheme's number means).
     average_weight_bits : codes, scales and indices of all matrices, head included, by weights.
+    attention : the patterns of block-sparse attention, empty where it is dense.
     notes : everything a user should know.
     """
 
@@ -89,6 +91,7 @@ class QuantReport:
     top1_agreement: float | None = None
     code_bits: float = 0.0
     average_weight_bits: float = 0.0
+    attention: str = ""
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -112,6 +115,7 @@ class QuantReport:
                 f"  held-out text: divergence {self.divergence:.6f} nats a token,"
                 f" top-1 agreement {self.top1_agreement:.2%}"
             )
+        lines += [f"  {line}" for line in self.attention.splitlines()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
 

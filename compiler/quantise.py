@@ -19,6 +19,7 @@ from flightllm.compiler.as_is import (
     unwanted,
 )
 from flightllm.compiler.block import linear
+from flightllm.compiler.block_sparse import MaskedAttention
 from flightllm.compiler.compensation import Prepared, corrected_bias, prune_matrix, round_matrix
 from flightllm.compiler.fold import (
     MATRICES,
@@ -90,12 +91,16 @@ def quantise(
         not finite, or calibration text that cannot be used.
     """
     tell = progress or (lambda what, done, total: None)
-    made = _Build(checkpoint, options, tell, store).result()
-    if options.recover == "none":
-        return made
-    model, report = recover(checkpoint, made.model, options, tell)
-    made.report.passes.append(report)
-    return replace(made, model=model)
+    build = _Build(checkpoint, options, tell, store)
+    made = build.result()
+    passes = made.report.passes
+    if options.recover != "none":
+        model, report = recover(checkpoint, made.model, options, tell)
+        passes.append(report)
+        made = replace(made, model=model)
+    if build.attention is not None:
+        passes.append(build.attention.report(made.model, passes[-1]))
+    return made
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ class _Build:
         self.pruned: dict[str, Tensor] = {}
         self.curvature: list[dict[str, Tensor]] | None = None
         self.head_curvature: Tensor | None = None
+        self.attention: MaskedAttention | None = None
         if config.activation == "gelu_erf":
             self.note("GELU is computed in its tanh form")
 
@@ -336,6 +342,7 @@ class _Build:
         return QuantLayer(
             attn_norm=layer.attn_norm.numpy(),
             mlp_norm=layer.mlp_norm.numpy(),
+            patterns=None if self.attention is None else self.attention.masks.patterns[index],
             **{name: done.get(name) for name in MATRICES},  # type: ignore[arg-type]
         )
 
@@ -396,6 +403,9 @@ class _Build:
 
     def result(self) -> Quantised:
         """Do everything."""
+        if self.options.attention_density < 1:
+            self.attention = MaskedAttention(self.checkpoint, self.options, self.progress)
+            self.report.attention = str(self.attention.masks)
         self._calibrate()
         widths, layers = self._widths(), []
         for index in range(self.config.layers):

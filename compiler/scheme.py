@@ -95,6 +95,8 @@ class QuantOptions:
     recover : train the quantised model towards the float one: "none", "auto" (on text sampled from
         the model) or a file of text. recover_steps : optimiser steps. recover_state : file from
         which an interrupted recovery goes on, or None.
+    attention_density : share of causal attention's blocks that prefill keeps on average, patterns
+        being chosen by calibration text and meant at its length; 1 for dense.
     smooth_k : scale K per pair of channels (and Q inversely) before they are quantised.
     max_length : longest context to prepare for, at most the model's own; None for that.
     seed : of everything that is drawn at random.
@@ -116,6 +118,7 @@ class QuantOptions:
     recover: str = "none"
     recover_steps: int = 300
     recover_state: str | Path | None = None
+    attention_density: float = 1.0
     smooth_k: bool = True
     max_length: int | None = None
     seed: int = 0
@@ -139,6 +142,13 @@ class QuantOptions:
                 raise InputError(
                     f"{name}: there is no file {source!r}; give auto, none or a text file"
                 )
+        if not 0 < self.attention_density <= 1:
+            raise InputError(f"attention density: {self.attention_density:g} is not over 0 to 1")
+        if self.attention_density < 1 and self.calibrate == "none":
+            raise InputError(
+                "attention density: patterns come from calibration text; give --calibrate auto or"
+                " a text file"
+            )
         if self.recover_steps < 1:
             raise InputError(f"recover steps: {self.recover_steps} is not a positive number")
         if self.recover_state is not None and not Path(self.recover_state).parent.is_dir():

@@ -6,6 +6,7 @@ model has biases there whatever its checkpoint holds.
 
 from __future__ import annotations
 
+from flightllm.compiler.block_sparse import rule_patterns
 from flightllm.compiler.mixed import mixed_widths_for_shapes
 from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scheme import QuantOptions, group_for
@@ -48,7 +49,7 @@ def shape_only(config: ModelConfig, options: QuantOptions) -> ModelShape:
     Raises
     ------
     InputError
-        For "as-is": a shape has no codes of its own.
+        For "as-is": a shape has no codes of its own. For a density that attention cannot have.
     """
     scheme = options.scheme()
     if scheme is None:
@@ -74,4 +75,5 @@ def shape_only(config: ModelConfig, options: QuantOptions) -> ModelShape:
         config.vocab, config.max_length, config.norm_eps, activation, *options.kv_bits,
         config.window,
         config.rope is not None, config.learned_positions, _biases(config), layers, head,
+        rule_patterns(config, options.attention_density),
     )  # fmt: skip

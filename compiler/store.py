@@ -25,6 +25,7 @@ from flightllm.compiler.as_is import Event
 from flightllm.compiler.quant_report import MatrixReport
 from flightllm.compiler.scheme import QuantOptions
 from flightllm.models.checkpoint import Checkpoint
+from flightllm.models.patterns import Pattern
 from flightllm.models.quantized import QuantLayer, QuantLinear
 from flightllm.spec.quant import QuantTensor
 
@@ -73,6 +74,8 @@ class LayerStore:
         facts: dict[str, Any] = {
             name: [dataclasses.asdict(part) for part in parts] for name, parts in told.items()
         }
+        if layer.patterns is not None:
+            facts["patterns"] = [dataclasses.astuple(pattern) for pattern in layer.patterns]
         for name, linear in _linears(layer):
             facts[name] = {
                 key: getattr(linear.weight, key)
@@ -108,6 +111,9 @@ class LayerStore:
             facts = json.loads(file.metadata()["facts"])
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
         parts: dict[str, Any] = {"gate": None, **{name: arrays[name] for name in _NORMS}}
+        patterns = facts.pop("patterns", None)
+        if patterns is not None:
+            parts["patterns"] = tuple(Pattern(*pattern) for pattern in patterns)
         for name, values in facts.items():
             if name in ("reports", "events"):
                 continue

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from flightllm import calibration
@@ -41,6 +42,26 @@ def test_narrower_weights_and_shorter_contexts_are_faster(capsys):
     narrow = _estimate(capsys, "demo", "--weights", "w4g32", "--context", "200")
     short = _estimate(capsys, "demo", "--weights", "w4g32", "--context", "20")
     assert wide["tokens_per_second"] < narrow["tokens_per_second"] < short["tokens_per_second"]
+
+
+def test_block_sparse_attention_saves_prefill_and_nothing_else(capsys):
+    shape = ("demo", "--context", "40", "--prefill", "400", "--weights", "w4g32")
+    dense = _estimate(capsys, *shape)
+    sparse = _estimate(capsys, *shape, "--attention-density", "0.3")
+    assert sparse["prefill_ms"] < dense["prefill_ms"]
+    assert sparse["cycles_per_token"] == dense["cycles_per_token"]
+    assert sparse["bytes_per_token"] == dense["bytes_per_token"]
+
+
+def test_multiply_accumulates_of_patterns():
+    from flightllm.estimation import _kept
+    from flightllm.models.patterns import DENSE, Pattern
+
+    causal = np.tri(150, dtype=bool)
+    for pattern in (DENSE, Pattern(1, 1), Pattern(0, 2), Pattern(2, 3)):
+        for tokens in (1, 32, 33, 150):
+            wanted = (pattern.keeps(150) & causal)[:tokens, :tokens].sum()
+            assert _kept(pattern, tokens) == wanted
 
 
 def test_resources_of_dies_add_up():

@@ -61,7 +61,7 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
     Parameters
     ----------
     model, board, options : as for `flightllm.compile` (`weights`, `kv`, `head_bits`, `sparsity`,
-        `max_length`).
+        `attention_density`, `max_length`).
 
     Raises
     ------

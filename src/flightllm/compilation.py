@@ -84,6 +84,7 @@ def build(
     recover: str = "none",
     recover_steps: int = 300,
     recover_state: str | Path | None = None,
+    attention_density: float = 1.0,
     max_length: int | None = None,
     lengths: str = "adaptive",
     out: str | Path | None = None,
@@ -99,7 +100,7 @@ def build(
     config = as_config(board)
     options = QuantOptions(
         weights, kv, head_bits, sparsity, calibrate, rounding, scaling, pruning, masks,
-        recover, recover_steps, recover_state,
+        recover, recover_steps, recover_state, attention_density,
     )  # fmt: skip
     if lengths not in LENGTHS:
         raise InputError(f"lengths: {lengths!r} is not one of {', '.join(LENGTHS)}")
@@ -198,6 +199,7 @@ def compile(model: str | Path, board: Board = "tiny", **options: Any) -> Program
         "sparsegpt", "wanda" or "magnitude". masks : "pairs" or "rows".
     recover : "none", "auto" or a file: train what was quantised towards the float model.
     recover_steps : optimiser steps. recover_state : file from which an interrupted run goes on.
+    attention_density : share of causal attention's blocks of 32 keys that prefill keeps, 1: all.
     max_length : tokens the program must serve; left out, as many as the model and the memory take.
     lengths : "adaptive"; "bucketed" and "unrolled" also size the schemes of others
         (``program.report["instruction_bytes_by_lengths"]``), the program is adaptive still.

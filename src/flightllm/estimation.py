@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from flightllm.hardware import Board, as_config
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
+from flightllm.spec.formats import BLOCK
 from flightllm.spec.isa import Register
 
 if TYPE_CHECKING:
     from flightllm.compiler.scheme import QuantOptions
     from flightllm.compiler.shape import ModelShape
+    from flightllm.models.patterns import Pattern
     from flightllm.spec.image import Program
     from flightllm.spec.trace import TraceRecord
 
@@ -187,7 +190,8 @@ class Estimator:
             Register.POS: position, Register.NTOK: tokens, Register.LOGITS: int(last),
         }  # fmt: skip
         layers = len(self.shape.layers)
-        if layers > 6 and all(layer == self.shape.layers[0] for layer in self.shape.layers):
+        alike = zip(self.shape.layers, self.shape.patterns or ((),) * layers)
+        if layers > 6 and len(list(itertools.groupby(alike))) == 1:
             few = [self._layers(count, registers) for count in (2, 3, 4)]
             first, second = few[1] - few[0], few[2] - few[1]
             if abs(first - second) <= EXTRAPOLATION * second:
@@ -230,8 +234,10 @@ class Estimator:
         for layer in s.layers:
             for name, plan in layer.items():
                 total += tokens * s.rows(name) * s.columns(name) * plan.fmt.kept // 16
-        seen = sum(min(k, s.window or k) for k in range(1, tokens + 1))
-        total += len(s.layers) * 2 * s.heads * s.head_dim * seen
+        seen = sum(min(k, s.window or k) for k in range(1, tokens + 1)) * s.kv_heads
+        for heads in s.patterns or (() for _ in s.layers):
+            kept = sum(_kept(pattern, tokens) for pattern in heads) if heads else seen
+            total += 2 * s.group_heads * s.head_dim * kept
         return total + s.rows("head") * s.columns("head")
 
     def _check(self, context: int) -> None:
@@ -243,15 +249,26 @@ class Estimator:
             )
 
 
+def _kept(pattern: Pattern, tokens: int) -> int:
+    """Keys that the queries of a prompt see under a pattern, summed."""
+    total = 0
+    for block in range(-(-tokens // BLOCK)):
+        own = range(block * BLOCK + 1, min(tokens, (block + 1) * BLOCK) + 1)
+        left_out = max(0, block + 1 - pattern.first - pattern.last) * BLOCK
+        total += sum(own) - left_out * len(own)
+    return total
+
+
 def estimate(model: str | Path, board: Board = "tiny", *, weights: str | None = None,
              kv: int | str = 8, head_bits: int = 8, sparsity: str = "none",
-             context: int = 1024, prefill: int | None = None,
+             attention_density: float = 1.0, context: int = 1024, prefill: int | None = None,
              decode: int | None = None) -> Estimate:  # fmt: skip
     """Estimate a model on a board.
 
     Parameters
     ----------
-    model, board, weights, kv, head_bits, sparsity : as for `flightllm.compile`.
+    model, board, weights, kv, head_bits, sparsity, attention_density : as for `flightllm.compile`;
+        without calibration every head keeps the same blocks, the most that the density allows.
     context : tokens that the decoded token sees. prefill : tokens of a prompt, or None.
     decode : tokens that follow it, for the time of a whole request, or None.
 
@@ -261,7 +278,8 @@ def estimate(model: str | Path, board: Board = "tiny", *, weights: str | None = 
         When the model does not fit the board, or the lengths do not fit the model.
     """
     began = time.perf_counter()
-    made = Estimator(model, board, weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity)
+    made = Estimator(model, board, weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity,
+                     attention_density=attention_density)  # fmt: skip
     cycles, counters = made.decode(context)
     tiles = made.prefill(prefill) if prefill else ()
     after = made.request(prefill or 0, decode) if decode else None

@@ -54,6 +54,9 @@ def test_group_fits_the_layer(columns: int, group: int, expected: int) -> None:
         ({"sparsity": "3:16"}, "3:16"),
         ({"calibrate": "no/such/file"}, "no/such/file"),
         ({"max_length": 0}, "max length: 0"),
+        ({"attention_density": 0}, "attention density: 0 is not over 0 to 1"),
+        ({"attention_density": 1.5}, "attention density: 1.5 is not over 0 to 1"),
+        ({"attention_density": 0.5, "calibrate": "none"}, "patterns come from calibration text"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -1,6 +1,7 @@
 """Layers kept on disk are the layers that were made, and a run that was cut short goes on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from as_is import quantised_as_is
 from hf_models import save_hf
 from packed_checkpoint import quantise_folder
 from random_checkpoint import random_checkpoint
+from random_quantized import random_model
 
 from flightllm import api, compilation
 from flightllm.compiler.quantise import Quantised, quantise
@@ -16,6 +18,7 @@ from flightllm.compiler.scheme import QuantOptions
 from flightllm.compiler.store import LayerStore, run_digest
 from flightllm.models.checkpoint import open_checkpoint
 from flightllm.models.hf_writer import save_llama
+from flightllm.models.patterns import DENSE, Pattern
 from flightllm.spec.image import load_program
 
 OPTIONS = QuantOptions("w4g32", calibrate="none")
@@ -35,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
 def same(a: Quantised, b: Quantised) -> None:
     assert len(a.model.layers) == len(b.model.layers)
     for one, other in zip(a.model.layers, b.model.layers):
+        assert one.patterns == other.patterns
         for name in ("attn_norm", "mlp_norm"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         for name in ("q", "k", "v", "o", "gate", "up", "down"):
@@ -68,6 +72,14 @@ def test_the_store_changes_nothing(family: str, options: QuantOptions, tmp_path:
     same(quantise(source, options, store=store), quantise(source, options))
     store.remove()
     assert not (tmp_path / "work").exists()
+
+
+def test_patterns_of_attention_survive(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path / "work", "0")
+    layer = random_model(1).layers[0]
+    for patterns in (None, (Pattern(1, 2), DENSE)):
+        store.save(0, replace(layer, patterns=patterns), [], [])
+        assert store.load(0).patterns == patterns
 
 
 def test_codes_and_notes_survive(tmp_path: Path) -> None:

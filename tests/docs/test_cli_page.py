@@ -16,7 +16,8 @@ from flightllm.comparison import Difference
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 QUANTISATION = (
     "weights", "kv", "head-bits", "sparsity", "calibrate", "rounding", "scaling", "pruning",
-    "masks", "recover", "recover-steps", "recover-state", "max-length",
+    "masks", "recover", "recover-steps", "recover-state", "attention-density",
+    "max-length",
 )  # fmt: skip
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from flightllm.cli.options import Board, HeadBits, Json, Kv, MaxLength, Model, Sparsity, Weights
+from flightllm.cli.options import (
+    AttentionDensity,
+    Board,
+    HeadBits,
+    Json,
+    Kv,
+    MaxLength,
+    Model,
+    Sparsity,
+    Weights,
+)
 from flightllm.cli.output import print_json, table
 
 __all__ = ["check"]
@@ -17,6 +27,7 @@ def check(
     kv: Kv = "8",
     head_bits: HeadBits = 8,
     sparsity: Sparsity = "none",
+    attention_density: AttentionDensity = 1.0,
     max_length: MaxLength = None,
     json: Json = False,
 ) -> None:
@@ -25,7 +36,7 @@ def check(
 
     report = checking.check(
         model, board, weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity,
-        max_length=max_length,
+        attention_density=attention_density, max_length=max_length,
     )  # fmt: skip
     if json:
         print_json({"model": model, "board": board, **report.to_dict()})

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from flightllm.cli.options import Board, HeadBits, Json, Kv, Model, Sparsity, Weights
+from flightllm.cli.options import (
+    AttentionDensity,
+    Board,
+    HeadBits,
+    Json,
+    Kv,
+    Model,
+    Sparsity,
+    Weights,
+)
 from flightllm.cli.output import facts, note, print_json, table
 
 __all__ = ["estimate"]
@@ -20,6 +29,7 @@ def estimate(
     kv: Kv = "8",
     head_bits: HeadBits = 8,
     sparsity: Sparsity = "none",
+    attention_density: AttentionDensity = 1.0,
     context: Annotated[int, typer.Option(help="Tokens that the decoded token sees.")] = 1024,
     prefill: Annotated[int | None, typer.Option(help="Tokens of a prompt to time.")] = None,
     decode: Annotated[
@@ -35,13 +45,16 @@ def estimate(
 
     found = estimation.estimate(
         model, board, weights=weights, kv=kv, head_bits=head_bits, sparsity=sparsity,
-        context=context, prefill=prefill, decode=decode,
+        attention_density=attention_density, context=context, prefill=prefill, decode=decode,
     )  # fmt: skip
     values = found.to_dict()
     if plots is not None:
         from flightllm.plots import draw_context, draw_roofline
 
-        options = {"weights": weights, "kv": kv, "head_bits": head_bits, "sparsity": sparsity}
+        options = {
+            "weights": weights, "kv": kv, "head_bits": head_bits, "sparsity": sparsity,
+            "attention_density": attention_density,
+        }  # fmt: skip
         for path in (
             draw_context(plots / "context.svg", model, board, options, found),
             draw_roofline(plots / "roofline.svg", found),

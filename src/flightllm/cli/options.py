@@ -14,8 +14,8 @@ import typer
 from flightllm.spec.errors import InputError
 
 __all__ = [
-    "Board", "HeadBits", "Json", "Kv", "MaxLength", "Model", "On", "Program", "Report", "Sparsity",
-    "Weights", "quantising", "read_prompt", "read_text",
+    "AttentionDensity", "Board", "HeadBits", "Json", "Kv", "MaxLength", "Model", "On", "Program",
+    "Report", "Sparsity", "Weights", "quantising", "read_prompt", "read_text",
 ]  # fmt: skip
 
 Model = Annotated[
@@ -44,6 +44,9 @@ Kv = Annotated[
 ]
 HeadBits = Annotated[int, typer.Option(help="Bits of the last projection.")]
 Sparsity = Annotated[str, typer.Option(help="none, 2:16, 4:16 or 8:16.")]
+AttentionDensity = Annotated[
+    float, typer.Option(help="Blocks of keys that prefill keeps on average, over 0 to 1.")
+]
 Report = Annotated[
     Path | None,
     typer.Option(help="An .html file, or a folder, for pictures and tables of the compression."),
@@ -91,6 +94,7 @@ _QUANTISING: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "attention_density": (AttentionDensity, 1.0),
     "max_length": (MaxLength, None),
 }
 """Type and default of each option that says how a model is quantised, by name."""
