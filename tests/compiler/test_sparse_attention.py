@@ -48,8 +48,10 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
 
 
-@pytest.mark.parametrize("board", ["tiny", "tiny-2core"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "board"), [
+    ("mha", "tiny"), ("gqa", "tiny-2core"), ("mqa-kv4", "tiny"), ("odd-heads", "tiny-2core"),
+    ("learned-positions", "tiny-2core"),
+])  # fmt: skip
 def test_prefill_and_decode_equal_the_reference(name: str, board: str) -> None:
     model = sparse_model(**HEADS[name])
     driver, reference, cache = started(model, board), IntegerModel(model), IntegerCache(model)
