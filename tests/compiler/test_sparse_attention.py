@@ -9,10 +9,12 @@ import pytest
 from driver import Driver
 from random_quantized import VARIANTS, random_model, with_patterns
 
-from flightllm.compiler.build import build_program
+from flightllm.compiler.build import build_program, build_shape_program
 from flightllm.compiler.builder import reg
 from flightllm.compiler.ir import Loop
+from flightllm.compiler.scheme import QuantOptions
 from flightllm.compiler.sparse_attention import SparseAttentionBuilder
+from flightllm.models import zoo
 from flightllm.models.integer import IntegerCache, IntegerModel
 from flightllm.models.patterns import DENSE, Pattern
 from flightllm.models.quantized import QuantModel
@@ -129,6 +131,17 @@ def test_executors_agree() -> None:
         times.append(driver.results[-1].cycles)
     assert results[0] == results[1] != results[2]
     assert times[1] < times[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "board"), [("llama2-7b", "u280"), ("llama3-8b", "u280"), ("opt-6.7b", "vhk158")]
+)
+def test_programs_of_seven_billion_weights_fit(name: str, board: str) -> None:
+    options = QuantOptions("w4g128", attention_density=0.3)
+    program = build_shape_program(zoo.shape(name), options, load_config(board))
+    assert program.instruction_bytes <= 65536
+    sizes = program.report["instruction_bytes_by_lengths"]
+    assert sizes["adaptive"] < sizes["bucketed"] < sizes["unrolled"]
 
 
 def test_a_window_goes_without_patterns() -> None:
