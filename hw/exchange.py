@@ -31,17 +31,21 @@ class Message(data.StructLayout):
     valid : there is one. last : the slice is complete; no elements come with it.
     act : for the A buffer, else for F. address, count, words : where, how many and which elements;
         bytes of A are in the low bits.
+
+    Parameters
+    ----------
+    lanes : words of F. levels : bytes of A, at most 4 * lanes.
     """
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, levels: int) -> None:
         super().__init__({
-            "valid": 1, "last": 1, "act": 1, "address": 32, "count": range(lanes + 1),
+            "valid": 1, "last": 1, "act": 1, "address": 32, "count": range(max(lanes, levels) + 1),
             "words": 32 * lanes,
         })  # fmt: skip
 
 
-def link_signature(lanes: int) -> Any:
-    """A core's side of the exchange.
+def link_signature(lanes: int, levels: int) -> Any:
+    """A core's side of the exchange; see `Message` for its parameters.
 
     Members
     -------
@@ -52,7 +56,8 @@ def link_signature(lanes: int) -> Any:
     """
     return wiring.Signature({
         "here": Out(1), "barrier": Out(1), "go": In(1), "astray": In(1), "turn": In(1),
-        "sent": Out(Message(lanes)), "received": In(Message(lanes)), "full": Out(1), "hold": In(1),
+        "sent": Out(Message(lanes, levels)), "received": In(Message(lanes, levels)),
+        "full": Out(1), "hold": In(1),
     })  # fmt: skip
 
 
@@ -62,7 +67,7 @@ class SystemUnit(wiring.Component):
 
     Parameters
     ----------
-    lanes : words of an access to F, and bytes of a write to A. window : bytes of a read of A.
+    lanes : words of an access to F. levels : bytes of a write to A. window : bytes of a read of A.
     cores : how many there are; a single one meets nobody.
 
     Members
@@ -74,16 +79,16 @@ class SystemUnit(wiring.Component):
         barrier, or the other way round.
     """
 
-    def __init__(self, lanes: int, window: int, cores: int) -> None:
-        self._lanes, self._cores = lanes, cores
+    def __init__(self, lanes: int, levels: int, window: int, cores: int) -> None:
+        self._lanes, self._levels, self._cores = lanes, levels, cores
         super().__init__({
             "queue": In(stream.Signature(32)),
             "semaphores": Out(semaphore_signature),
             "f_read": Out(read_port(lanes)),
             "a_read": Out(window_port(window)),
             "f_write": Out(write_port(lanes, 32)),
-            "a_write": Out(write_port(lanes, 8)),
-            "link": Out(link_signature(lanes)),
+            "a_write": Out(write_port(levels, 8)),
+            "link": Out(link_signature(lanes, levels)),
             "quiet": In(1),
             "halted": Out(1),
             "waiting": Out(1),
@@ -137,7 +142,7 @@ class SystemUnit(wiring.Component):
 
     def _receive(self, m: Module, complete: Signal) -> None:
         """Write what the others send; `complete` when it is the end of a slice."""
-        message = Message(self._lanes)
+        message = Message(self._lanes, self._levels)
         m.submodules.inbox = inbox = SyncFIFO(width=message.size, depth=INBOX)
         first = data.View(message, inbox.r_data)
         taken = Signal()
@@ -164,11 +169,12 @@ class SystemUnit(wiring.Component):
         act = front.flags[by_name("sys.gather").flags.index("act")]
         row, at, left, rows_left = Signal(32), Signal(32), Signal(32), Signal(32)
         free, asking, asked, last_part = Signal(), Signal(), Signal(), Signal()
-        part = Signal(Message(self._lanes))
+        part = Signal(Message(self._lanes, self._levels))
+        most = Mux(act, self._levels, self._lanes)
         m.d.comb += [
-            last_part.eq(left <= self._lanes),
+            last_part.eq(left <= most),
             part.act.eq(act), part.address.eq(at),
-            part.count.eq(Mux(last_part, left, self._lanes)),
+            part.count.eq(Mux(last_part, left, most)),
             free.eq(self.link.turn & ~told & ~self.link.hold),
             asking.eq(free & (rows_left != 0)),
             self.f_read.valid.eq(asking & ~act), self.a_read.valid.eq(asking & act),
@@ -180,7 +186,7 @@ class SystemUnit(wiring.Component):
         with m.If(part.last):
             m.d.sync += told.eq(1)
         with m.If(asked):
-            m.d.sync += [at.eq(at + self._lanes), left.eq(left - self._lanes)]
+            m.d.sync += [at.eq(at + most), left.eq(left - most)]
             with m.If(last_part):
                 following = row + front.operand("sys.gather", "stride")
                 m.d.sync += [
@@ -200,7 +206,7 @@ class SystemUnit(wiring.Component):
         with m.If(part.valid):  # else all 0: the bus is the OR of what all send
             m.d.comb += sent.eq(part)
             m.d.comb += sent.words.eq(Mux(
-                part.act, self.a_read.data.as_value()[: 8 * self._lanes],
+                part.act, self.a_read.data.as_value()[: 8 * self._levels],
                 self.f_read.data.as_value(),
             ))  # fmt: skip
 
@@ -211,7 +217,7 @@ class Exchange(wiring.Component):
 
     Parameters
     ----------
-    lanes, cores : see `SystemUnit`.
+    lanes, levels, cores : see `SystemUnit`.
 
     Members
     -------
@@ -221,9 +227,10 @@ class Exchange(wiring.Component):
     WIRE = 2
     """Registers between a core and the bus, each way."""
 
-    def __init__(self, lanes: int, cores: int) -> None:
-        self._lanes, self._cores = lanes, cores
-        super().__init__({f"core{c}": In(link_signature(lanes)) for c in range(cores)})
+    def __init__(self, lanes: int, levels: int, cores: int) -> None:
+        self._message, self._cores = Message(lanes, levels), cores
+        link = link_signature(lanes, levels)
+        super().__init__({f"core{c}": In(link) for c in range(cores)})
 
     def _wired(self, m: Module, value: Any, name: str) -> Any:
         """`value` after the registers of one way."""
@@ -243,7 +250,7 @@ class Exchange(wiring.Component):
             }
             for c, link in enumerate(links)
         ]
-        bus, turn, go = Signal(Message(self._lanes)), Signal(self._cores), Signal()
+        bus, turn, go = Signal(self._message), Signal(self._cores), Signal()
         hold = Signal()
         every = [part["sent"].as_value() for part in there]
         joined = every[0]
@@ -254,7 +261,7 @@ class Exchange(wiring.Component):
             hold.eq(Cat(part["full"] for part in there).any()),
         ]
         for c, (link, part) in enumerate(zip(links, there)):
-            mine = Signal(Message(self._lanes), name=f"to_{c}")
+            mine = Signal(self._message, name=f"to_{c}")
             m.d.comb += [mine.eq(bus), mine.valid.eq(bus.valid & ~part["sent"].valid)]
             for name, value in (
                 ("received", mine), ("turn", turn[c]), ("go", go), ("hold", hold),

@@ -19,7 +19,9 @@ from flightllm.spec.parameters import (
     LARGEST_GROUP,
     MatrixParameters,
     matrix_parameters,
+    row_bytes,
 )
+from flightllm.spec.timing import sums_at_once
 
 __all__ = ["PARTS", "Resources", "core_resources", "dsp_count", "memory_blocks"]
 
@@ -178,15 +180,16 @@ def _sfu(config: HwConfig) -> Resources:
         _part("mul").times(5) + _part("add").times(2) + _part("exp") + _part("recip")
         + _part("to_int8") + Resources(lut=900, ff=800)
     )  # fmt: skip
-    sums = _part("add_positive").times(max(lanes - 1, 1) + (16 // lanes).bit_length())
+    sums = _part("add_positive").times(
+        max(lanes - 1, 1) + (16 // lanes).bit_length() + sums_at_once(lanes) - 1
+    )
     scalars = _part("mul") + _part("add") + _part("recip") + _part("rsqrt") + _part("to_half")
     lists = Resources(lut=150 * config.top_k, ff=64 * config.top_k)
     return lane.times(lanes) + sums + scalars + lists + Resources(lut=3500, ff=3000)
 
 
 def _buffers(config: HwConfig, urams: bool) -> Resources:
-    lanes, window = config.sfu_lanes, 2 * matrix_parameters(config).k_lanes
-    window = max(window, config.beat_bytes)
+    lanes, window = config.sfu_lanes, row_bytes(config)
     rows = -(-config.float_words // lanes)
     f = memory_blocks(32 * lanes, -(-rows // 2), urams).times(4)  # two readers, two halves each
     a = memory_blocks(8 * window, -(-config.act_bytes // window // 2), urams).times(2)

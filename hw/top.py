@@ -34,6 +34,7 @@ from flightllm.hw.memory.axi import channel_signature, named_ports
 from flightllm.hw.memory.half_port import FAST, HalfPort
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
+from flightllm.spec.parameters import exchanged_bytes
 
 __all__ = ["ADDRESS_BITS", "NAME", "Top", "check_buildable"]
 
@@ -128,7 +129,9 @@ class Top(wiring.Component):
             if self._trace:
                 wiring.connect(m, core.trace, wiring.flipped(getattr(self, f"trace{c}")))
         if len(cores) > 1:
-            exchange = Exchange(config.sfu_lanes, len(cores))
+            exchange = Exchange(
+                config.sfu_lanes, exchanged_bytes(config), len(cores)
+            )
             m.submodules.exchange = DomainRenamer("units0")(exchange)
             for c, core in enumerate(cores):
                 wiring.connect(m, core.link, getattr(exchange, f"core{c}"))

@@ -8,7 +8,8 @@ from flightllm.spec.config import HwConfig
 from flightllm.spec.formats import ROW_BLOCK
 
 __all__ = [
-    "BLOCK_PAIRS", "LARGEST_GROUP", "LARGEST_HEAD", "MatrixParameters", "matrix_parameters",
+    "BLOCK_PAIRS", "LARGEST_GROUP", "LARGEST_HEAD", "MatrixParameters", "exchanged_bytes",
+    "matrix_parameters", "row_bytes",
 ]  # fmt: skip
 
 BLOCK_PAIRS = ROW_BLOCK // 2
@@ -73,3 +74,19 @@ def matrix_parameters(config: HwConfig) -> MatrixParameters:
         twin=cells > 1 and lanes < 2 * config.beat_bytes and config.sfu_lanes >= TWIN_SFU_LANES,
         full_pairs=PACKS_FULL_CODES[config.dsp_kind],
     )
+
+
+def row_bytes(config: HwConfig) -> int:
+    """Bytes of a row of the A buffer: what a read of it takes."""
+    return max(matrix_parameters(config).window_bytes, config.beat_bytes)
+
+
+def exchanged_bytes(config: HwConfig) -> int:
+    """Bytes of the A buffer that a write between cores takes: as many as `sfu_lanes` words have.
+
+    A device of one core has no such writes, and its A buffer no wider port than the special
+    function unit needs.
+    """
+    if config.cores == 1:
+        return config.sfu_lanes
+    return min(4 * config.sfu_lanes, row_bytes(config))

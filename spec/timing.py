@@ -22,7 +22,7 @@ __all__ = [
     "MUL", "OUTSTANDING", "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "VECTOR_BEATS",
     "WRITES", "EngineTiming", "MatrixTiming", "engine_timing", "gather_cycles", "matrix_timing",
     "misc_cycles", "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles",
-    "vector_setup",
+    "sums_at_once", "vector_setup",
 ]  # fmt: skip
 
 ADD, MUL, CONVERT = 3, 3, 2
@@ -268,6 +268,12 @@ def _pass(kind: str, n: int, lanes: int) -> int:
     return -(-n // lanes) + READ_LATENCY + 1 + _PASS[kind] + 2
 
 
+def sums_at_once(lanes: int) -> int:
+    """Block sums of a norm that are read and added in a cycle: a way rests for `ADD` + 1 cycles
+    between two of its sums. A small special function unit does with one adder."""
+    return 4 if lanes >= 8 else 1
+
+
 def reduce_cycles(first: int, blocks: int) -> int:
     """From the sum of the last of some blocks, the first in way `first`, to their total."""
     highest = WAYS - 1 if first + blocks > WAYS else first + blocks - 1
@@ -329,7 +335,8 @@ def _quant(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
     now = 1
     for _ in range(v["n1"]):
         taken = now + 1 + READ_LATENCY + 1
-        free = taken + (v["blocks"] + READ_LATENCY + 1 if "norm" in flags else 0)
+        reads = -(-v["blocks"] // sums_at_once(lanes))
+        free = taken + (reads + READ_LATENCY + 1 if "norm" in flags else 0)
         ready = taken + _INVERSE
         put = ready + _MUL
         if "norm" in flags:

@@ -49,8 +49,9 @@ class CoreBuffers(wiring.Component):
 
     Parameters
     ----------
-    words, size : words of F, bytes of A. lanes : words of an access to F, bytes of a write to A.
-    window : bytes of a read of A. engine_window : of those, what the engine takes.
+    words, size : words of F, bytes of A. lanes : words of an access to F, bytes of the SFU's writes
+    to A. levels : bytes of SYS's, `lanes` or more. window : bytes of a read of A. engine_window :
+    of those, what the engine takes.
 
     Members
     -------
@@ -61,15 +62,16 @@ class CoreBuffers(wiring.Component):
     busy : Out, some access is taken.
     """
 
-    def __init__(self, words: int, size: int, lanes: int, window: int, engine_window: int) -> None:
-        self._words, self._size, self._lanes = words, size, lanes
+    def __init__(self, words: int, size: int, lanes: int, levels: int, window: int,
+                 engine_window: int) -> None:  # fmt: skip
+        self._words, self._size, self._lanes, self._levels = words, size, lanes, levels
         self._window, self._engine_window = window, engine_window
         others = {
             **{f"{user}_f_read": read_port(lanes) for user in ("engine", "ld", "st", "sys")},
             **{f"{user}_f_write": write_port(lanes, 32) for user in _F_WRITES[1:]},
             "engine_a_read": window_port(engine_window),
             **{f"{user}_a_read": window_port(window) for user in ("st", "sys")},
-            "sys_a_write": write_port(lanes, 8),
+            "sys_a_write": write_port(levels, 8),
         }
         super().__init__({
             "misc_x": In(read_signature(lanes)), "misc_y": In(read_signature(lanes)),
@@ -77,7 +79,7 @@ class CoreBuffers(wiring.Component):
             **{name: In(port) for name, port in others.items()},
             "outside": Out(len(USERS)),
             "f_written": Out(written_signature(lanes, 32)),
-            "a_written": Out(written_signature(lanes, 8)),
+            "a_written": Out(written_signature(levels, 8)),
             "busy": Out(1),
         })  # fmt: skip
 
@@ -86,7 +88,7 @@ class CoreBuffers(wiring.Component):
         self._outside: list[tuple[Any, Any]] = []  # (condition, user)
         self._taken: list[Any] = []
         m.submodules.f = f = FBuffer(self._words, self._lanes)
-        m.submodules.a = a = ABuffer(self._size, self._window, self._lanes)
+        m.submodules.a = a = ABuffer(self._size, self._window, self._levels)
         for k, users in enumerate(_F_READS):
             self._read(m, f"f_read{k}", getattr(f, f"read{k}"), users, "f_read", self._words)
         self._read(m, "a_read", a.read0, _A_READS, "a_read", self._size)
@@ -153,7 +155,8 @@ class CoreBuffers(wiring.Component):
                 theirs = getattr(self, f"misc_{name}")
                 m.d.comb += [
                     mine.valid.eq(theirs.en), mine.addr.eq(theirs.addr),
-                    mine.count.eq(theirs.count), mine.data.eq(theirs.data),
+                    mine.count.eq(theirs.count),
+                    mine.data.as_value().eq(theirs.data.as_value()),
                 ]  # fmt: skip
                 continue
             wiring.connect(m, wiring.flipped(getattr(self, f"{user}_{name}_write")), mine)

@@ -26,7 +26,7 @@ from flightllm.hw.sfu.unit import SpecialFunctionUnit
 from flightllm.hw.sharing import shared
 from flightllm.spec.config import HwConfig
 from flightllm.spec.isa import UNITS, Unit
-from flightllm.spec.parameters import matrix_parameters
+from flightllm.spec.parameters import exchanged_bytes, matrix_parameters, row_bytes
 from flightllm.spec.registers import ErrorCode
 
 __all__ = ["Core", "control_signature", "trace_signature"]
@@ -70,7 +70,8 @@ def trace_signature(config: HwConfig) -> Any:
     })  # fmt: skip
     return wiring.Signature({
         **{name.name.lower(): Out(unit) for name in UNITS}, "dispatch": Out(sent),
-        "f_write": Out(written_signature(lanes, 32)), "a_write": Out(written_signature(lanes, 8)),
+        "f_write": Out(written_signature(lanes, 32)),
+        "a_write": Out(written_signature(exchanged_bytes(config), 8)),
     })  # fmt: skip
 
 
@@ -96,7 +97,7 @@ class Core(wiring.Component):
             "axi": Out(
                 channel_signature(config.beat_bytes, address_bits)
             ).array(self._channels),
-            "link": Out(link_signature(config.sfu_lanes)),
+            "link": Out(link_signature(config.sfu_lanes, exchanged_bytes(config))),
             "trace": Out(trace_signature(config)),
         })  # fmt: skip
 
@@ -124,8 +125,8 @@ class Core(wiring.Component):
         config, channels = self._config, self._channels
         made = matrix_parameters(config)
         size = engine_size(config, config.channels.index(channels))
-        lanes = config.sfu_lanes
-        self.window = max(size.window_bytes, config.beat_bytes)
+        lanes, self.levels = config.sfu_lanes, exchanged_bytes(config)
+        self.window = row_bytes(config)
         self.engine_window = size.window_bytes
         m.submodules.ld = self.ld = LoadUnit(
             channels, config.beat_bytes, lanes, config.prefetch_bytes, config.channel_bytes
@@ -140,7 +141,7 @@ class Core(wiring.Component):
         self.misc = self._add(
             m, "misc", SpecialFunctionUnit(lanes, config.top_k, config.cores)
         )
-        self.sys = self._add(m, "sys", SystemUnit(lanes, self.window, config.cores))
+        self.sys = self._add(m, "sys", SystemUnit(lanes, self.levels, self.window, config.cores))
         wiring.connect(m, self.sys.link, wiring.flipped(self.link))
         m.d.comb += [self.ld.abort.eq(self.control.clear), self.st.abort.eq(self.control.clear)]
 
@@ -178,7 +179,7 @@ class Core(wiring.Component):
     def _buffers(self, m: Module) -> None:
         config = self._config
         self.buffers = buffers = self._add(m, "buffers", CoreBuffers(
-            config.float_words, config.act_bytes, config.sfu_lanes, self.window,
+            config.float_words, config.act_bytes, config.sfu_lanes, self.levels, self.window,
             self.engine_window,
         ))  # fmt: skip
         for name, port in (

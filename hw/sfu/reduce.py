@@ -3,7 +3,7 @@ accumulators, adjacent pairs over those."""
 
 from typing import Any
 
-from amaranth.hdl import Array, Const, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -91,26 +91,30 @@ class Reducer(wiring.Component):
 
     Parameters
     ----------
-    add : latency of its adder, at most 16.
+    add : latency of its adders. blocks : sums that it can take in a cycle, a power of two;
+        16 / blocks must be above `add`.
 
     Members
     -------
-    clear : In, a pulse: all accumulators +0. block : In, a block's sum; way : In, its index
-    modulo 16; valid : In. finish : In, a pulse once the last block has been given.
+    clear : In, a pulse: all accumulators +0. block : In, sums of consecutive blocks; way : In, the
+    first one's index modulo 16; count : In, how many, 0 to `blocks`; those of more than one begin
+    at a multiple of `blocks`. finish : In, a pulse once the last block has been given.
     total : Out, the sum; done : Out, a pulse when it is there; it holds until `clear`.
     idle : Out, not between `finish` and `done`.
     """
 
-    def __init__(self, add: int) -> None:
-        if not 1 <= add <= WAYS:
-            raise ValueError(f"Reducer add must be an integer from 1 to {WAYS}, not {add!r}")
-        self.add = add
+    def __init__(self, add: int, blocks: int = 1) -> None:
+        if not 1 <= add <= WAYS // blocks:
+            raise ValueError(
+                f"Reducer add must be an integer from 1 to {WAYS // blocks}, not {add!r}"
+            )
+        self.add, self.blocks = add, blocks
         super().__init__(
             {
                 "clear": In(1),
-                "block": In(Float32),
+                "block": In(data.ArrayLayout(Float32, blocks)),
                 "way": In(range(WAYS)),
-                "valid": In(1),
+                "count": In(range(blocks + 1)),
                 "finish": In(1),
                 "total": Out(Float32),
                 "done": Out(1),
@@ -121,27 +125,19 @@ class Reducer(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         slots = Array(Signal(Float32, name=f"slot{k}") for k in range(WAYS))
-        m.submodules.adder = adder = FloatAddPositive(self.add)
-        issue, dest = Signal(), Signal(range(WAYS))
-        one = Const(1)
-        back = delay(m, one, issue, self.add, "back")
-        where = delay(m, one, dest, self.add, "where")
-        m.d.comb += adder.en.eq(1)
-        with m.If(back):
-            m.d.sync += slots[where].eq(adder.o)
-
+        adders = [self._adder(m, slots, k) for k in range(self.blocks)]
+        adder, issue, dest = adders[0]
         pair, width = Signal(range(WAYS)), Signal(range(WAYS + 1))
         highest = Signal(range(WAYS))  # way used since `clear`
         wait = Signal(range(self.add + 2))
         m.d.comb += self.total.eq(slots[0])
         with m.FSM():
             with m.State("collect"):
-                m.d.comb += [
-                    self.idle.eq(1), issue.eq(self.valid), dest.eq(self.way),
-                    adder.i.a.eq(slots[self.way]), adder.i.b.eq(self.block),
-                ]  # fmt: skip
-                with m.If(self.valid & (self.way > highest)):
-                    m.d.sync += highest.eq(self.way)
+                m.d.comb += self.idle.eq(1)
+                self._collect(m, slots, adders)
+                last = self.way + self.count - 1
+                with m.If((self.count != 0) & (last > highest)):
+                    m.d.sync += highest.eq(last)
                 with m.If(self.clear):
                     m.d.sync += [*(slot.eq(0) for slot in slots), highest.eq(0)]
                 with m.If(self.finish):
@@ -168,3 +164,27 @@ class Reducer(wiring.Component):
                     m.d.sync += [pair.eq(0), width.eq(width >> 1), wait.eq(self.add)]
                     m.next = "wait"
         return m
+
+    def _adder(self, m: Module, slots: Any, number: int) -> tuple[Any, Signal, Signal]:
+        """An adder whose results go to the slots `dest` when `issue`."""
+        m.submodules[f"adder_{number}"] = adder = FloatAddPositive(self.add)
+        issue, dest = Signal(name=f"issue_{number}"), Signal(range(WAYS), name=f"dest_{number}")
+        back = delay(m, Const(1), issue, self.add, f"back_{number}")
+        where = delay(m, Const(1), dest, self.add, f"where_{number}")
+        m.d.comb += adder.en.eq(1)
+        with m.If(back):
+            m.d.sync += slots[where].eq(adder.o)
+        return adder, issue, dest
+
+    def _collect(self, m: Module, slots: Any, adders: list[tuple[Any, Signal, Signal]]) -> None:
+        """Add sums to their ways: adder k has every way that is k modulo `blocks`."""
+        several = self.count > 1
+        bits = self.blocks.bit_length() - 1
+        for k, (adder, issue, dest) in enumerate(adders):
+            mine = Const(1) if self.blocks == 1 else self.way[:bits] == k
+            way = Cat(Const(k, bits), self.way[bits:])
+            m.d.comb += [
+                issue.eq(Mux(several, self.count > k, (self.count == 1) & mine)), dest.eq(way),
+                adder.i.a.eq(Array(slots[k :: self.blocks])[self.way[bits:]]),
+                adder.i.b.eq(Mux(several, self.block[k].as_value(), self.block[0].as_value())),
+            ]  # fmt: skip

@@ -17,6 +17,7 @@ from flightllm.hw.sfu.walks import WALKS, Walk
 from flightllm.hw.sharing import shared
 from flightllm.spec.encoding import float_bits
 from flightllm.spec.isa import Unit, by_name
+from flightllm.spec.timing import sums_at_once
 
 __all__ = ["SpecialFunctionUnit"]
 
@@ -71,7 +72,9 @@ class SpecialFunctionUnit(wiring.Component):
         m.submodules.front = self.front = front = UnitFrontEnd(Unit.MISC)
         m.submodules.vector = self.vector = vector = Pass(self.lanes, self.add, self.mul)
         m.submodules.scalars = self.scalars = Scalars(self.add, self.mul)
-        m.submodules.reducer = self.reducer = Reducer(self.add)
+        m.submodules.reducer = self.reducer = Reducer(
+            self.add, sums_at_once(self.lanes)
+        )
         m.submodules.top = self.top = SortedList(self.top_k)
         wiring.connect(m, wiring.flipped(self.queue), front.queue)
         wiring.connect(m, front.semaphores, wiring.flipped(self.semaphores))
@@ -164,10 +167,11 @@ class SpecialFunctionUnit(wiring.Component):
         front, vector, reducer = self.front, self.vector, self.reducer
         function = front.function
         m.d.comb += [
-            reducer.block.eq(
+            reducer.block[0].eq(
                 Mux(function == _function("quant"), self.read_x.data[0], vector.block)
             ),
-            reducer.way.eq(vector.block_way), reducer.valid.eq(vector.block_valid),
+            *(reducer.block[k].eq(self.read_x.data[k]) for k in range(1, reducer.blocks)),
+            reducer.way.eq(vector.block_way), reducer.count.eq(vector.block_valid),
         ]  # fmt: skip
         listed = (function == _function("topk")) | (function == _function("merge"))
         with m.FSM():
@@ -311,15 +315,18 @@ class SpecialFunctionUnit(wiring.Component):
                 with m.If(norm):
                     m.next = "sums"
         with m.State("sums"):
-            arrived = self.index - READ_LATENCY
-            there = (self.index >= READ_LATENCY) & (arrived < blocks)
-            m.d.sync += self.index.eq(self.index + 1)
+            step = self.reducer.blocks
+            arrived = self.index - READ_LATENCY * step
+            left = blocks - arrived
+            there = (self.index >= READ_LATENCY * step) & (arrived < blocks)
+            m.d.sync += self.index.eq(self.index + step)
             m.d.comb += [
                 self.read_x.en.eq(self.index < blocks),
                 self.read_x.addr.eq(self.read.at["sums"] + self.index),
-                self.reducer.valid.eq(there), self.reducer.way.eq(arrived[:4]),
+                self.reducer.count.eq(Mux(there, Mux(left[:32] < step, left, step), 0)),
+                self.reducer.way.eq(arrived[:4]),
             ]  # fmt: skip
-            with m.If(self.index == blocks + READ_LATENCY):
+            with m.If((self.index >= READ_LATENCY * step) & (arrived[:32] >= blocks)):
                 m.d.sync += self.index.eq(0)
                 m.next = "next"
                 m.d.comb += self.reducer.finish.eq(1)

@@ -20,6 +20,7 @@ from flightllm.spec.errors import VerifyError
 from flightllm.spec.formats import ALIGN, row_shares
 from flightllm.spec.image import Program
 from flightllm.spec.isa import QUEUE_DEPTH, UNITS, Unit
+from flightllm.spec.parameters import exchanged_bytes
 
 __all__ = ["CoreTime", "Started"]
 
@@ -414,10 +415,11 @@ class CoreTime:
             return None
         return run.start + 1
 
-    def messages(self, values: Sequence[int]) -> int:
+    def messages(self, step: Step, values: Sequence[int]) -> int:
         """Messages of a core's slice at a gather."""
         _, n, n1, _ = values
-        return n1 * -(-n // self.config.sfu_lanes)
+        act = "act" in step.flags
+        return n1 * -(-n // (exchanged_bytes(self.config) if act else self.config.sfu_lanes))
 
 
 def _nothing(channels: int) -> Transfer:

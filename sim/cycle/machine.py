@@ -135,7 +135,9 @@ class TimedMachine:
                     f"{present[0].step.kind.name} instead of {run.step.kind.name}"
                 )
         if present[0].step.kind.name == "sys.gather":
-            messages = [core.messages(run.values) for core, run in zip(self.cores, present)]
+            messages = [
+                core.messages(run.step, run.values) for core, run in zip(self.cores, present)
+            ]
             after = timing.gather_cycles(messages)
         else:
             after = [timing.BARRIER] * len(present)

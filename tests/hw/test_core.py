@@ -68,7 +68,7 @@ def words_and_addresses(space: Any) -> None:
 
 def priorities(space: Any) -> None:
     """Each port goes to its first user; others wait; accesses outside are told with their user."""
-    dut = space["CoreBuffers"](256, 256, 4, 16, 8)
+    dut = space["CoreBuffers"](256, 256, 4, 8, 16, 8)
     users = space["USERS"]
 
     async def bench(ctx: Any) -> None:

@@ -17,7 +17,7 @@ from unit_bench import BufferModel, queue_words
 from flightllm.hw import exchange
 from flightllm.spec.encoding import Op
 
-LANES, WINDOW, WORDS = 4, 16, 256
+LANES, LEVELS, WINDOW, WORDS = 4, 16, 16, 256
 Gather = tuple[bool, int, int, int, int]  # act, addr, n, n1, stride
 
 
@@ -25,8 +25,8 @@ class Cores(wiring.Component):
     """SYS units and what is between them."""
 
     def __init__(self, count: int, space: Any) -> None:
-        self.units = [space["SystemUnit"](LANES, WINDOW, count) for _ in range(count)]
-        self.exchange = space["Exchange"](LANES, count)
+        self.units = [space["SystemUnit"](LANES, LEVELS, WINDOW, count) for _ in range(count)]
+        self.exchange = space["Exchange"](LANES, LEVELS, count)
         super().__init__({})
 
     def elaborate(self, platform: Any) -> Module:
@@ -189,14 +189,17 @@ def test_a_gather_that_meets_a_barrier_is_a_fault(kinds: str) -> None:
     assert bench.faults == {c for c, kind in enumerate(kinds) if kind != kinds[0]}
 
 
-def test_a_gather_costs_an_element_group_a_cycle() -> None:
-    steps: list[Gather] = [(False, 0, 64, 1, 0), (False, 64, 64, 1, 0)]
-    programs = [
-        [Op.make("sys.gather", addr=a, n=n, n1=n1, stride=s)] for _, a, n, n1, s in steps
-    ]
-    bench = Bench(programs, 0.0, 1, vars(exchange))
-    bench.run(lambda core, index: None)
-    assert bench.cycles < 2 * 64 // LANES + 60
+@pytest.mark.parametrize("flags, size", [((), LANES), (("act",), LEVELS)])
+def test_a_message_a_cycle(flags: tuple[str, ...], size: int) -> None:
+    cycles = []
+    for n in (4 * size, 8 * size - 1):
+        programs = [
+            [Op.make("sys.gather", *flags, addr=at, n=n, n1=1, stride=0)] for at in (0, WORDS // 2)
+        ]
+        bench = Bench(programs, 0.0, 1, vars(exchange))
+        bench.run(lambda core, index: None)
+        cycles.append(bench.cycles)
+    assert cycles[1] - cycles[0] == 2 * 4
 
 
 def test_halt_waits_for_the_other_units() -> None:
@@ -223,6 +226,7 @@ MUTATIONS = [
     ("mine.valid.eq(bus.valid & ~part[\"sent\"].valid)", "mine.valid.eq(bus.valid & (c == 0))"),
     ("with m.State(\"leave\"):  # until", "with m.State(\"leave\"), m.If(0):  # until"),
     ("part[\"barrier\"] ^ there[0][\"barrier\"]", "part[\"barrier\"]"),
+    ("last_part.eq(left <= most)", "last_part.eq(left <= self._lanes)"),
     ("Cat(part[\"here\"] for part in there).all()", "Cat(part[\"here\"] for part in there).any()"),
 ]
 
