@@ -51,7 +51,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize(("name", "board"), [
-    ("mha", "tiny"), ("gqa", "tiny-2core"), ("mqa-kv4", "tiny"), ("odd-heads", "tiny-2core"),
+    ("mha", "tiny"), ("gqa", "tiny"), ("mqa-kv4", "tiny-2core"), ("odd-heads", "tiny-2core"),
     ("learned-positions", "tiny-2core"),
 ])  # fmt: skip
 def test_prefill_and_decode_equal_the_reference(name: str, board: str) -> None:
