@@ -117,11 +117,10 @@ def softmax(rng, n1, n) -> Op:
     base = 32 * int(rng.integers(3))
     pos = base + int(rng.integers(0, n))
     length = pos + n1 - base
-    window = int(rng.choice([pos - base + 1 if base else 1 << 25, 1 << 25 if not base else 1]))
+    window = int(rng.choice([1, pos - base + 1, 1 << 25]))
     return Op.make("misc.softmax", src=10, src1=2 * (length + 1), src2=length, vscale=7400,
                    dst=300, dst1=2 * 512, dst2=512, scale=7200, scale1=2, scale2=1, n1=n1, n2=2,
-                   length=length, base=base, pos=pos,
-                   window=min(window, pos - base + 1) if base else window)  # fmt: skip
+                   length=length, base=base, pos=pos, window=window)  # fmt: skip
 
 
 def act(rng, n1, n, kind) -> Op:
