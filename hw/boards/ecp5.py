@@ -95,7 +95,7 @@ SEED ?= 1
 
 {made}.config: {made}.json {TOP}.lpf
 \t$(NEXTPNR) {chip.options} --json $< --lpf {TOP}.lpf --textcfg $@ \\
-\t  --report {REPORT} --seed $(SEED) --no-tmdriv \\
+\t  --report {REPORT} --seed $(SEED) --placer static --no-tmdriv \\
 \t  --log build/place.log --quiet
 
 {made}.bit: {made}.config

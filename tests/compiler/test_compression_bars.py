@@ -16,7 +16,7 @@ import pytest
 
 from flightllm.spec.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 DEMO, STORIES = "The demo model", "stories260k"
 
 
