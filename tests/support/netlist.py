@@ -30,7 +30,7 @@ from amaranth.sim import Simulator
 from flightllm.sim.rtl import toolchain
 from flightllm.sim.rtl.verilate import verilate
 
-__all__ = ["FAMILIES", "Recording", "netlist", "recorded", "replay", "synthesised"]
+__all__ = ["FAMILIES", "LATCHES", "Recording", "netlist", "recorded", "replay", "synthesised"]
 
 FAMILIES = {
     "xcup": ("xilinx", "synth_xilinx -family xcup -noiopad -noclkbuf -nodsp -nobram -flatten"),
