@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flightllm.hw.boards.carry import CELLS, LAST, MAP
 from flightllm.hw.boards.families import Ecp5
 from flightllm.hw.boards.ulx3s.pads import TOP, constraints, top_verilog
 from flightllm.hw.boards.ulx3s.shell import shell_rtlil
@@ -13,6 +14,7 @@ from flightllm.spec.errors import InputError
 
 __all__ = ["NETLIST", "REPORT", "VERSION", "make_rules", "memories", "project_files"]
 
+CARRY_MAP, CARRY_CELLS = "rtl/carry_map.v", "rtl/carry_cells.v"
 NETLIST, REPORT = "build/netlist.v", "build/report.json"
 """The design after synthesis, as Verilog over Lattice's cells; nextpnr's report."""
 VERSION = "$$($(YOSYS) -V 2>/dev/null | head -1 | tr -d '\"/&')"
@@ -42,16 +44,19 @@ def project_files(config: HwConfig, rtlil: str | None = None) -> Mapping[str, st
         "rtl/shell.il": shell_rtlil(config) if rtlil is None else rtlil,
         f"rtl/{MODULE}.v": VERILOG,
         f"rtl/{TOP}.v": top_verilog(config.clock_mhz),
+        CARRY_MAP: MAP,
+        CARRY_CELLS: CELLS,
         f"{TOP}.lpf": constraints(),
         "synth.ys": _synth(config),
     }
 
 
 def _synth(config: HwConfig) -> str:
-    """synth.ys: Yosys' own steps for ECP5, with two changes that make the core fit the chip.
+    """synth.ys: Yosys' own steps for ECP5, with changes that make the core fit the chip.
 
     - Hierarchical up to gates: parts that are alike are worked on once. Then flat, so that what
       crosses modules and what no one reads goes.
+    - Adders as `flightllm.hw.boards.carry` maps them, comparisons with constants as tables.
     - ABC, and tables of four inputs alone: wider ones took 60 % more of them in the decode unit,
       and ABC9 of Yosys 0.70 stops at an assertion in this design.
     """
@@ -59,9 +64,12 @@ def _synth(config: HwConfig) -> str:
     return f"""\
 # yosys -s synth.ys
 read_verilog rtl/{MODULE}.v rtl/{TOP}.v
+read_verilog -lib {CARRY_CELLS}
 read_rtlil rtl/shell.il
 hierarchy -top {TOP}
-{run} begin:map_ffs
+{run} begin:map_gates -cmp2softlogic
+techmap -map {CARRY_MAP} -map +/techmap.v
+{run} map_gates:map_ffs
 flatten
 opt
 opt_clean -purge
@@ -75,6 +83,7 @@ hierarchy -top {TOP}
 opt_clean -purge
 tee -q -o build/synth.json stat -json
 write_verilog -noattr {NETLIST}
+chtype -set CCU2C t:{LAST}
 blackbox =A:whitebox
 write_json build/{config.name}.json
 """

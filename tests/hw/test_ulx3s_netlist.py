@@ -17,6 +17,7 @@ from random_quantized import random_model  # noqa: E402
 
 from flightllm.bitstream import write_project  # noqa: E402
 from flightllm.compiler.build import build_program  # noqa: E402
+from flightllm.hw.boards.carry import CELLS, LAST  # noqa: E402
 from flightllm.hw.boards.ecp5 import NETLIST  # noqa: E402
 from flightllm.hw.boards.project import make_project  # noqa: E402
 from flightllm.hw.top import NAME  # noqa: E402
@@ -38,7 +39,7 @@ def netlist_text(netlist: str) -> str:
     modules = re.findall(r"^module .*?^endmodule$", netlist, re.MULTILINE | re.DOTALL)
     core = [text for text in modules if not re.match(r"module (\\?ulx3s)", text)]
     assert any(re.match(rf"module {NAME}\b", text) for text in core)
-    return "\n".join(core) + "\n" + cells()
+    return "\n".join([*core, cells(), CELLS])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def netlist(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_netlist_generates_the_same_tokens(netlist: str) -> None:
     text = netlist_text(netlist)
-    for cell in ("LUT4", "TRELLIS_FF", "CCU2C", "DP16KD", "MULT18X18D"):
+    for cell in ("LUT4", "TRELLIS_FF", "CCU2C", LAST, "DP16KD", "MULT18X18D"):
         assert f"\n  {cell} " in text
     program = build_program(random_model(3), BOARD, "random")
     design = Design(NAME, 1, BOARD.beat_bytes, lambda: text, text)
