@@ -19,10 +19,10 @@ from flightllm.spec.parameters import MatrixParameters, matrix_parameters
 
 __all__ = [
     "ADD", "BARRIER", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MASTER_COMMANDS",
-    "MUL", "OUTSTANDING", "QUEUE_PASS", "READ_LATENCY", "RUN_START", "TRANSFER", "VECTOR_BEATS",
-    "WRITES", "EngineTiming", "MatrixTiming", "engine_timing", "gather_cycles", "matrix_timing",
-    "misc_cycles", "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles",
-    "sums_at_once", "vector_setup",
+    "MUL", "OUTSTANDING", "QUEUE_PASS", "READ_LATENCY", "RUN_START", "STORE_BEATS", "STORE_PIPE",
+    "TRANSFER", "VECTOR_BEATS", "WRITES", "EngineTiming", "MatrixTiming", "engine_timing",
+    "gather_cycles", "matrix_timing", "misc_cycles", "misc_reads", "reduce_cycles",
+    "scalar_cycles", "store_setup", "stream_plan_cycles", "sums_at_once", "vector_setup",
 ]  # fmt: skip
 
 ADD, MUL, CONVERT = 3, 3, 2
@@ -110,6 +110,8 @@ def store_setup(name: str, operands: Mapping[str, int], channels: int) -> int:
 
 STORE_PIPE = 4
 """From a store's job to its beat: a read of F or A, a register behind it, the FIFO of beats."""
+STORE_BEATS = 8
+"""Beats between their jobs and their masters at most; a job waits for room."""
 TRANSFER = 3
 """A beat that begins a transfer waits for its command to pass the master: its queue, the splitter,
 the FIFO of bursts."""
@@ -283,7 +285,11 @@ def reduce_cycles(first: int, blocks: int) -> int:
     return total
 
 
-def _heads(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
+Begins = list[int]
+"""Cycles in which an instruction's passes begin that read both ports of F."""
+
+
+def _heads(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> tuple[int, Begins]:
     """headq: passes of rope and of levels take turns, the scalars work on a head between them."""
     rope = _pass("rope", (2 if "rope" in flags else 1) * -(-v["size"] // lanes), 1)
     levels = _pass("quant", v["pad"], lanes)
@@ -291,6 +297,7 @@ def _heads(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
     jobs, now, rest = v["n1"] * v["heads"], 1, 1
     read = written = 0
     taken, ready, turned = 0, 0, 1  # of the last job read, and when the pass before it began
+    begins: Begins = []
     while written < jobs:
         if read > written and (read == jobs or read == written + 2 or ready <= max(now, taken + 1)):
             begin = max(now, ready)
@@ -299,21 +306,23 @@ def _heads(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
                 taken = max(turned, rest, begin + 1)
                 ready, rest = taken + _INVERSE, taken + _INVERSE + scale + 1
         else:
-            now = max(now, taken + 1) + rope
+            begins.append(max(now, taken + 1))
+            now = begins[-1] + rope
             read, turned = read + 1, now
             if read == written + 1:
                 taken = max(now, rest)
                 ready, rest = taken + _INVERSE, taken + _INVERSE + scale + 1
-    return max(now, rest) + 1
+    return max(now, rest) + 1, begins
 
 
-def _softmax(v: Mapping[str, int], lanes: int) -> int:
+def _softmax(v: Mapping[str, int], lanes: int) -> tuple[int, Begins]:
     """The sum and the factor of a vector while the next one is scanned and raised."""
     padded = -(-v["length"] // BLOCK) * BLOCK
     scan, soft = _pass("scan", v["length"], lanes), _pass("soft", padded, lanes)
     total = reduce_cycles(v["base"] // 16 % WAYS, padded // 16)
     quant, factor = _INVERSE + _MUL, 2 + 2 * _MUL + _TABLE
     now, rest, summed, put = 1, 1, -1, 0
+    begins: Begins = []
     for _ in range(v["n1"] * v["n2"]):
         scanned = now + scan
         if summed >= 0 and max(summed, rest) < max(scanned, rest):
@@ -324,15 +333,16 @@ def _softmax(v: Mapping[str, int], lanes: int) -> int:
         if summed >= 0:
             put = max(summed, rest) + factor
             rest, summed = put + 1, -1
+        begins += [now, taken + 1]
         finish = max(taken + 1 + soft, put + 1)
         now, summed = finish + 1, finish + total + 1
     put = max(summed, rest) + factor
-    return max(now, put + 1) + 1
+    return max(now, put + 1) + 1, begins
 
 
-def _quant(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
+def _quant(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> tuple[int, Begins]:
     """quant: the scale while the levels are made."""
-    now = 1
+    now, begins = 1, list[int]()
     for _ in range(v["n1"]):
         taken = now + 1 + READ_LATENCY + 1
         reads = -(-v["blocks"] // sums_at_once(lanes))
@@ -342,8 +352,9 @@ def _quant(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> int:
         if "norm" in flags:
             summed = free + reduce_cycles(0, v["blocks"])
             put = max(put, summed) + 2 + 2 * _MUL + _ADD + _RSQRT + 1
-        now = max(max(free, ready) + _pass("quant", v["pad"], lanes), put + 1)
-    return now + 1
+        begins.append(max(free, ready))
+        now = max(begins[-1] + _pass("quant", v["pad"], lanes), put + 1)
+    return now + 1, begins
 
 
 def _row(function: str, flags: frozenset[str], v: Mapping[str, int], lanes: int) -> int:
@@ -392,15 +403,43 @@ def misc_cycles(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: i
         merging = function == "merge"
         return _list_cycles(merging, v["k"] if merging else v["n"], v["k"],
                             v["parts"] if merging else 1, lanes)  # fmt: skip
+    return _passes(function, flags, v, lanes)[0]
+
+
+def _passes(function: str, flags: frozenset[str], v: Mapping[str, int],
+            lanes: int) -> tuple[int, Begins]:  # fmt: skip
+    """Cycles of an instruction of passes, and when those begin that may read both ports."""
     heads = {"headq": "heads", "softmax": "n2"}.get(function)
-    count = v["n1"] * (v[heads] if heads else 1)
+    count = max(0, v["n1"] * (v[heads] if heads else 1))
     if function == "headq":
-        return _heads(v, flags, lanes) if count > 0 else 2
+        return _heads(v, flags, lanes) if count else (2, [])
     if function == "softmax":
-        return _softmax(v, lanes) if count > 0 else 2
+        return _softmax(v, lanes) if count else (2, [])
     if function == "quant":
-        return _quant(v, flags, lanes) if count > 0 else 2
-    return 1 + max(count, 0) * _row(function, flags, v, lanes)
+        return _quant(v, flags, lanes) if count else (2, [])
+    row = _row(function, flags, v, lanes)
+    return 1 + count * row, [1 + i * row for i in range(count)]
+
+
+def misc_reads(name: str, flags: frozenset[str], v: Mapping[str, int],
+               lanes: int) -> tuple[list[int], int]:  # fmt: skip
+    """When a MISC instruction reads the port of F that it shares with LD, ST and SYS, which wait.
+
+    It reads there what meets the vector: the other summand, gains, sines and cosines, the scales of
+    values; all lanes a cycle, from the cycle behind a pass's beginning.
+
+    Returns
+    -------
+    The first cycle of each run of reads, from the instruction's start on; the length of a run.
+    """
+    function = name.removeprefix("misc.")
+    reads = {"add": True, "stat": "norm" in flags, "quant": "norm" in flags,
+             "headq": "rope" in flags, "softmax": True, "act": "silu" in flags}  # fmt: skip
+    if not reads.get(function, False):
+        return [], 0
+    length = {"headq": "size", "softmax": "length"}.get(function, "n")
+    groups = -(-v[length] // lanes) * (2 if function == "headq" else 1)  # sines behind cosines
+    return [begin + 1 for begin in _passes(function, flags, v, lanes)[1]], groups
 
 
 # ---------------------------------------------------------------------------------- SYS

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from flightllm.sim.cycle import kernels
 from flightllm.sim.cycle.memory import ChannelMemory, PlainMemory, Stream, Transfer
+from flightllm.sim.cycle.ports import PortReads
 from flightllm.sim.cycle.stores import store_jobs
 from flightllm.sim.functional.dispatch import Dispatcher, Step
 from flightllm.sim.functional.matrices import format_of
@@ -120,6 +122,7 @@ class CoreTime:
         self.blocked = False  # LD's instruction needs what the engine has not done yet
         self.sent: float | None = None  # when LD's last instruction, of vectors, had asked for all
         self.array = self.stepped = -1e9  # when the engine is free, when its last step was
+        self.reads = PortReads(self.config.sfu_lanes)
 
     def begin(self, entry: str, registers: Mapping[int, int], now: float) -> None:
         """Start a run in cycle `now`."""
@@ -322,17 +325,19 @@ class CoreTime:
             values = run.step.named(run.values)
             jobs = store_jobs(run.step.kind.name, values, self.channels, self.memory.beat,
                               self.config.sfu_lanes)  # fmt: skip
-            setup = timing.store_setup(run.step.kind.name, values, self.channels)
-            begin = run.start + setup
-            run.progress = [jobs.shifted(begin + timing.STORE_PIPE), 0, begin + jobs.length]
+            begin = run.start + timing.store_setup(run.step.kind.name, values, self.channels)
+            walk = np.array([begin - 1, -1e9, begin, 0, 0])
+            run.progress = [jobs, 0, walk, np.full(timing.STORE_BEATS, -1e9)]
             self.memory.answers[:] = -1e9
-        jobs, place, end = run.progress
-        place = self.memory.write(jobs.cycles, jobs.channels, jobs.addresses, jobs.sizes, place,
-                                  limit)  # fmt: skip
-        run.progress[1] = place
-        if place < len(jobs.cycles):
-            run.now = float(self.memory.sent[1])
+        jobs, place, walk, handed = run.progress
+        self.reads.catch_up(walk[kernels.READ_AT])
+        run.progress[1] = place = self.memory.write(
+            jobs, place, walk, handed, self.reads.before, self.reads.seen, limit
+        )
+        if place < len(jobs.reads):
+            run.now = float(walk[kernels.NEXT])
             return None
+        end = walk[kernels.READ_AT] + jobs.behind
         return float(max(end, self.memory.answers.max(initial=-1e9))) + 1
 
     # ------------------------------------------------------------------------ MM, MV
@@ -346,7 +351,8 @@ class CoreTime:
                 return max(run.start, self.array) + 1
         stream, shape, walk, closes = run.progress
         self.blocked = False
-        while not self.memory.consume(stream, shape, walk, closes, limit):
+        while not self.memory.consume(stream, shape, walk, closes, self.reads.windows, limit):
+            self.reads.trim()
             run.now = float(walk[1])
             if run.now > limit:
                 return None
@@ -400,7 +406,10 @@ class CoreTime:
         fetched = begin + 1 + vectors + timing.READ_LATENCY  # the vectors' scales, rows' places
         ready = max(fetched, begin + 1 + engine.channels)
         beats = max(command + engine.beats + table, self.stepped - engine.slice + 1)
-        walk = np.array([0, first - 1, ready - 1, 0, 0, beats], np.float64)
+        units = groups * (1 if kind == 2 else -(-int(stream.pairs.max()) // 8))
+        ahead_end = begin + 1 + min(2, units) * fill
+        kernels.note(self.reads.windows, begin + 1, ahead_end)
+        walk = np.array([0, first - 1, ready - 1, 0, 0, beats, ahead_end], np.float64)
         run.progress = stream, shape, walk, np.zeros(2)
 
     # ------------------------------------------------------------------------ MISC, SYS
@@ -408,6 +417,7 @@ class CoreTime:
     def _misc(self, run: Started, limit: float) -> float | None:
         cycles = timing.misc_cycles(run.step.kind.name, run.step.flags,
                                     run.step.named(run.values), self.config.sfu_lanes)  # fmt: skip
+        self.reads.started.append((run.start, run.step, run.values))
         return run.start + cycles
 
     def _system(self, run: Started, limit: float) -> float | None:

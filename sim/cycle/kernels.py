@@ -16,11 +16,13 @@ from flightllm.spec.timing import (
     FIFO_PASS,
     LATE_REQUEST,
     OUTSTANDING,
+    STORE_BEATS,
+    STORE_PIPE,
     TRANSFER,
     WRITES,
 )
 
-__all__ = ["DONE", "LATER", "MEMORY", "UNKNOWN", "access", "consume", "issue", "store"]
+__all__ = ["DONE", "LATER", "MEMORY", "UNKNOWN", "access", "consume", "issue", "note", "store"]
 
 BUS, RESUMED, REFRESHES, GROUP, WRITING = range(5)
 """Places in a channel's memory state."""
@@ -29,6 +31,9 @@ LAST_ISSUE, LAST_BEAT, COUNT = range(3)
 NEXT_BURST, ISSUED, POINTER, RECORDS, TAKEN = range(5)
 """Places in a channel's counts: burst of the stream, beats asked for, place in the history, its
 length; beats taken, of vectors."""
+READ_AT, HANDED, NEXT, BEATS, BEGUN = range(5)
+"""Places in ST's walk: cycles of its last read, of the last beat given to a master, and of the next
+burst; beats so far, and of the transfer that is begun."""
 UNKNOWN, LATER, DONE = range(3)
 """What became of a stream's requests."""
 MEMORY = (
@@ -160,9 +165,9 @@ def consume(
     t: Any, ideal: float, period: float, pace: float, depth: int, beat: int, addresses: Any,
     totals: Any, earliest: Any, first: Any, rings: Any, masters: Any, counts: Any, beats: Any,
     times: Any, rows: Any, free: Any, activated: Any, states: Any, bases: Any,
-    pairs: Any, shape: Any, walk: Any, closes: Any, limit: float,
+    pairs: Any, shape: Any, walk: Any, closes: Any, windows: Any, limit: float,
 ) -> bool:  # fmt: skip
-    """Walk a matrix through the engine until a step lies behind `limit` (or the history is full);
+    """Walk a matrix through the engine until a step lies behind `limit` (or a history is full);
     True at its end.
 
     shape : blocks of pairs a group, groups, kind (0 blocked, 1 cyclic, 2 whole), header beats,
@@ -170,7 +175,10 @@ def consume(
         distance, epilogue cycles of a block, result latency, slice latency, slices of a beat,
         steps that a channel may be ahead, pair-groups that a step takes of blocks which all
         channels have whole.
-    walk : next unit, cycle of the last step, end of the last epilogue, closed blocks, last freed.
+    walk : next unit, cycle of the last step, end of the last epilogue, closed blocks, last freed,
+        cycle of the first beat, end of the last run of windows.
+    windows : see `note`. A group's windows are read when those of the group before the last have
+        been used: there is room for two.
     """
     channels = len(pairs)
     groups, kind, header, chunk = int(shape[1]), int(shape[2]), int(shape[3]), int(shape[4])
@@ -185,7 +193,8 @@ def consume(
     unit, last, end = int(walk[0]), walk[1], walk[2]
     closed = int(walk[3])
     while unit < blocks * groups:
-        if last > limit or counts[0, RECORDS] > beats.shape[1] - 2:
+        full = counts[0, RECORDS] > beats.shape[1] - 2 or windows[0, 0] > len(windows) - 2
+        if last > limit or full:
             walk[0], walk[1], walk[2], walk[3] = unit, last, end, closed
             return False
         block, group = divmod(unit, groups)
@@ -229,6 +238,10 @@ def consume(
                 times[c, place] = max(times[c, place], there - ahead)
                 counts[c, RECORDS] = place + 1
         last = there
+        if unit + 2 < blocks * groups:
+            begin = max(walk[6], last + 1)
+            walk[6] = begin + fill
+            note(windows, begin, walk[6])
         if final:
             outs = -(-here // 8)
             for _ in range(outs):
@@ -241,39 +254,76 @@ def consume(
 
 
 @njit(cache=True)
-def store(t: Any, late: float, period: float, beat: int, jobs: Any, channels: Any, addresses: Any,
-          sizes: Any, place: int, limit: float, sent: Any, rings: Any, counts: Any, rows: Any,
-          free: Any, activated: Any, states: Any, answers: Any) -> int:  # fmt: skip
-    """Write transfers in order, from `place` to the first later than `limit`; the new place.
+def note(runs: Any, begin: float, end: float) -> None:
+    """Add a run of cycles to a history, whose first row counts the others: first, behind the
+    last."""
+    runs[0, 0] += 1
+    place = int(runs[0, 0])
+    runs[place, 0], runs[place, 1] = begin, end
 
-    jobs : the cycle in which each transfer's last beat is ready. sizes : its beats. sent : the
-    cycle in which the last beat of all went to its master, and that of the first one not yet sent.
+
+@njit(cache=True)
+def _behind(at: float, runs: Any, place: int) -> tuple[float, int]:
+    """The first cycle from `at` on that lies in none of a history's runs, from `place` on; where to
+    look next time."""
+    while place < runs[0, 0] and runs[place + 1, 1] <= at:
+        place += 1
+    while place < runs[0, 0] and runs[place + 1, 0] <= at:
+        at = max(at, runs[place + 1, 1])
+        place += 1
+    return at, place
+
+
+@njit(cache=True)
+def store(t: Any, late: float, period: float, beat: int, jobs: Any, parts: int, place: int,
+          limit: float, walk: Any, handed: Any, before: Any, seen: Any, rings: Any, counts: Any,
+          dram: Any, answers: Any) -> int:  # fmt: skip
+    """Read and write transfers in order, from `place` on, until a burst ends behind `limit`; the
+    new place.
+
+    jobs : `StoreJobs`' leads, reads, ports, channels, addresses and sizes. parts : as there.
+    walk : see `READ_AT`. handed : cycles in which the last beats went to their masters.
+    before : histories of reads that go before ST's, by port; seen : where to look in them next.
     rings, counts : responses of each channel's last bursts, and how many there were.
     answers : each channel's last response.
     """
-    while place < len(jobs):
-        c, size, address = channels[place], sizes[place], addresses[place]
-        last = max(jobs[place] + TRANSFER, sent[0] + size)
-        begun, done = address // beat % BURST_BEATS, 0
-        while done < size:
-            part = min(size - done, BURST_BEATS - (begun + done) % BURST_BEATS)
-            # A burst is begun the cycle after one of those under way was answered, its beats next.
-            slot = int(counts[c]) % WRITES
-            last = max(last, rings[c, slot] + 2 + size - 1 - done)
-            if done == 0 and last - size + 1 > limit:
-                sent[1] = last - size + 1
-                return place
-            now = last - size + done + part + 1  # the last beat is on the bus
-            if late > 0:
-                answer = now + late
-            else:
-                _, end = access(t, now * period, address + done * beat, part * beat, True, rows[c],
-                                free[c], activated[c], states[c])  # fmt: skip
-                answer = max(now + 1, np.ceil(end / period))
-            answers[c] = max(answers[c] + 1, answer)
-            rings[c, slot] = answers[c]
-            counts[c] += 1
-            done += part
-        sent[0] = last
-        place += 1
+    leads, reads, ports, channels, addresses, sizes = jobs
+    rows, free, activated, states = dram
+    given = np.empty(STORE_BEATS)
+    while place < len(reads):
+        c, size, port = channels[place], sizes[place], ports[place]
+        begun, beats, look = int(walk[BEGUN]), int(walk[BEATS]), seen[port]
+        address = addresses[place] + begun * beat
+        part = min(size - begun, BURST_BEATS - address // beat % BURST_BEATS)
+        # A burst is begun the cycle after one of those under way was answered, its beats next.
+        slot = int(counts[c]) % WRITES
+        taken, hand = walk[READ_AT] + (0 if begun else leads[place]), walk[HANDED]
+        hand = max(hand, rings[c, slot] + 1)
+        given[:] = handed
+        for k in range(begun, begun + part):
+            room = given[(beats + k - begun) % STORE_BEATS] + 1
+            for _ in range(min(parts, reads[place] - k * parts)):
+                taken, look = _behind(max(taken + 1, room), before[port], look)
+            hand = max(hand + 1, taken + STORE_PIPE + (0 if k else TRANSFER))
+            given[(beats + k - begun) % STORE_BEATS] = hand
+        if max(taken, hand) > limit:
+            walk[NEXT] = max(taken, hand)
+            return place
+        handed[:] = given
+        seen[port] = look
+        walk[READ_AT], walk[HANDED], walk[BEATS] = taken, hand, beats + part
+        now = hand + 1  # the last beat is on the bus
+        if late > 0:
+            answer = now + late
+        else:
+            _, end = access(t, now * period, address, part * beat, True, rows[c], free[c],
+                            activated[c], states[c])  # fmt: skip
+            answer = max(now + 1, np.ceil(end / period))
+        answers[c] = max(answers[c] + 1, answer)
+        rings[c, slot] = answers[c]
+        counts[c] += 1
+        walk[BEGUN] = begun + part
+        if begun + part == size:
+            walk[BEGUN] = 0
+            place += 1
     return place

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flightllm.sim.cycle import kernels
+from flightllm.sim.cycle.stores import StoreJobs
 from flightllm.spec.config import HwConfig
 from flightllm.spec.dram import DramTiming
 from flightllm.spec.formats import (
@@ -38,7 +39,7 @@ HISTORY = 1 << 15
 """Records of how the weight FIFOs were emptied; old ones are dropped."""
 VECTOR_HISTORY = 1 << 14
 """Records of how the FIFOs of vectors were emptied by one instruction."""
-WINDOW = 64.0
+WINDOW = 1.0
 """Cycles within which a core's reads come to memory before its writes."""
 
 
@@ -135,7 +136,6 @@ class ChannelMemory:
         self.vectors = np.zeros((n, 5), np.int64)
         self.taken = np.zeros((n, VECTOR_HISTORY), np.int64)
         self.taken_at = np.zeros((n, VECTOR_HISTORY))
-        self.sent = np.full(2, -1e9)
         self.responses = np.full((n, WRITES), -1e9)
         self.written = np.zeros(n, np.int64)
         self.answers = np.full(n, -1e9)
@@ -230,7 +230,7 @@ class ChannelMemory:
         return made
 
     def consume(self, stream: Stream, shape: Floats, walk: Floats, closes: Floats,
-                limit: float) -> bool:  # fmt: skip
+                windows: Floats, limit: float) -> bool:  # fmt: skip
         """Walk a matrix through the engine, see `kernels.consume`."""
         transfer = stream.transfer
         while self.queue and self.queue[0] is not transfer and not transfer.complete:
@@ -250,7 +250,7 @@ class ChannelMemory:
             transfer.addresses,
             transfer.beats, transfer.earliest, transfer.first, self.rings, self.masters,
             self.counts, self.beats, self.times, self.rows, self.free, self.activated, self.states,
-            stream.base, stream.pairs, shape, walk, closes, limit,
+            stream.base, stream.pairs, shape, walk, closes, windows, limit,
         )  # fmt: skip
         if not transfer.complete:
             transfer.bursts = np.where(
@@ -340,22 +340,21 @@ class ChannelMemory:
         low = max(0, number * BURST_BEATS - begun)
         return float(transfer.first[c, number]) + (beat - low) * self.pace + FIFO_PASS
 
-    def write(self, jobs: Floats, channels: Ints, addresses: Ints, sizes: Ints, place: int,
-              limit: float) -> int:  # fmt: skip
-        """Write transfers up to a cycle; the place of the next one.
+    def write(self, jobs: StoreJobs, place: int, walk: Floats, handed: Floats,
+              before: tuple[Floats, Floats], seen: Ints, limit: float) -> int:  # fmt: skip
+        """Write transfers up to a cycle, see `kernels.store`; the place of the next one.
 
         Reads that are asked for before a window's writes come to memory before them.
         """
-        while place < len(jobs):
-            until = min(limit, max(jobs[place], self.sent[1]) + WINDOW)
+        while place < len(jobs.reads):
+            until = min(limit, walk[kernels.NEXT] + WINDOW)
             self.ask(until)
             place = kernels.store(
-                self.timing, self.late, self.period, self.beat, jobs, channels, addresses, sizes,
-                place, until, self.sent, self.responses, self.written, self.rows, self.free,
-                self.activated, self.states, self.answers,
+                self.timing, self.late, self.period, self.beat,
+                (jobs.leads, jobs.reads, jobs.ports, jobs.channels, jobs.addresses, jobs.sizes),
+                jobs.parts, place, until, walk, handed, before, seen, self.responses, self.written,
+                (self.rows, self.free, self.activated, self.states), self.answers,
             )  # fmt: skip
-            if place < len(jobs) and self.sent[1] > limit:
+            if place < len(jobs.reads) and walk[kernels.NEXT] > limit:
                 break
         return place
-
-

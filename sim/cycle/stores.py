@@ -19,28 +19,33 @@ from flightllm.spec.formats import (
     section_bytes,
 )
 
-__all__ = ["StoreJobs", "store_jobs"]
+__all__ = ["A", "F", "StoreJobs", "store_jobs"]
+
+Ints = NDArray[np.int64]
+F, A = range(2)
+"""Buffers that a job reads."""
 
 
 @dataclass
 class StoreJobs:
-    """Transfers in order.
+    """Transfers in order, each a walk over reads of one buffer, one a cycle.
 
     Members
     -------
-    cycles : in which each one's last beat leaves, from the first job on. channels, addresses,
-        sizes : where it goes, bytes and beats. length : cycles of the walk.
+    leads : cycles of the walk before a transfer's first read. reads, ports : how many, of which
+        buffer (`F` or `A`). parts : reads that make a beat.
+    channels, addresses, sizes : where it goes, bytes and beats.
+    behind : cycles from the last read to the end of the walk.
     """
 
-    cycles: NDArray[np.float64]
-    channels: NDArray[np.int64]
-    addresses: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    length: int
-
-    def shifted(self, by: float) -> StoreJobs:
-        """The same, `by` cycles later."""
-        return StoreJobs(self.cycles + by, self.channels, self.addresses, self.sizes, self.length)
+    leads: Ints
+    reads: Ints
+    ports: Ints
+    channels: Ints
+    addresses: Ints
+    sizes: Ints
+    parts: int
+    behind: int
 
 
 def store_jobs(name: str, v: Mapping[str, int], channels: int, beat: int,
@@ -56,44 +61,45 @@ def store_jobs(name: str, v: Mapping[str, int], channels: int, beat: int,
     return _keys(v, channels, beat) if name == "st.keys" else _values(v, channels, beat)
 
 
-def _made(rows: list[tuple[int, int, int, int]], length: int) -> StoreJobs:
-    array = np.array(rows, np.int64).reshape(-1, 4)
-    return StoreJobs(array[:, 0].astype(np.float64), array[:, 1], array[:, 2], array[:, 3], length)
+def _made(rows: list[tuple[int, int, int, int, int, int]], parts: int, behind: int) -> StoreJobs:
+    array = np.array(rows, np.int64).reshape(-1, 6)
+    return StoreJobs(*(np.ascontiguousarray(array[:, k]) for k in range(6)), parts, behind)
 
 
 def _vectors(v: Mapping[str, int], channels: int, beat: int, lanes: int) -> StoreJobs:
     width = min(lanes, beat // 4)
-    rows, at = [], 0
+    rows, lead = [], 0
     shares = [b - a for a, b in row_shares(v["n"], channels)]
     for i in range(v["count"]):
         for c, share in enumerate(shares):
-            at += max(1, -(-share // width))
-            if share:
-                address = (v["addr"] + i * v["mstride"]) * ALIGN
-                rows.append((at - 1, c, address, -(-share * 4 // beat)))
-    return _made(rows, at)
+            if not share:
+                lead += 1
+                continue
+            address = (v["addr"] + i * v["mstride"]) * ALIGN
+            rows.append((lead, -(-share // width), F, c, address, -(-share * 4 // beat)))
+            lead = 0
+    return _made(rows, beat // 4 // width, lead + 1)
 
 
 def _keys(v: Mapping[str, int], channels: int, beat: int) -> StoreJobs:
     fmt = format_of(v["fmt"])
     header, chunk = sum(section_bytes(fmt)[:3]), chunk_bytes(fmt)
     line = 2 * fmt.group * fmt.bits // 8  # bytes over which a token's codes are spread
-    rows, at = [], 0
+    rows, lead = [], 0
     for token in range(v["count"]):
         position = v["pos"] + token
         block, row = divmod(position, BLOCK)
-        at += 1
+        lead += 1
         for head in range(v["heads"]):
             c = (block + v["start"] + head) % channels
             base = (v["addr"] + head * v["hstride"]) * ALIGN + block // channels * chunk
             for section in range(2):
-                rows.append((at, c, base + section * ALIGN + 2 * row, 1))
-                at += 1
+                rows.append((lead, 1, F, c, base + section * ALIGN + 2 * row, 1))
+                lead = 0
             begin = base + header + row // 2 * line
             beats = (begin + line - 1) // beat - begin // beat + 1
-            at += beats
-            rows.append((at - 1, c, begin, beats))
-    return _made(rows, at + 1)
+            rows.append((0, beats, A, c, begin, beats))
+    return _made(rows, 1, lead + 2)
 
 
 def _values(v: Mapping[str, int], channels: int, beat: int) -> StoreJobs:
@@ -104,8 +110,8 @@ def _values(v: Mapping[str, int], channels: int, beat: int) -> StoreJobs:
     inside = np.arange(len(owner)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     size = np.array([block_bytes(fmt, share) for share in shares], np.int64)
     step = 2 * BLOCK * fmt.bits // 8
-    walk = np.arange(len(owner)) + np.repeat(np.cumsum(pairs == 0), pairs)  # an empty one: a cycle
-    length = len(owner) + int((pairs == 0).sum())
+    skipped = np.cumsum(pairs == 0)  # an empty share: a cycle
+    lead = np.diff(np.repeat(skipped, pairs), prepend=0)
     heads, tokens = v["heads"], v["count"]
     position = v["pos"] + np.arange(tokens)[:, None, None]
     head = np.arange(heads)[None, :, None]
@@ -113,11 +119,14 @@ def _values(v: Mapping[str, int], channels: int, beat: int) -> StoreJobs:
         (v["addr"] + head * v["hstride"]) * ALIGN
         + position // BLOCK * size[owner] + inside * step + position % BLOCK * fmt.bits // 4
     )  # fmt: skip
-    cycles = np.arange(tokens)[:, None, None] * (heads * length + 1) + 1 + head * length + walk
-    shape = np.broadcast_shapes(address.shape, cycles.shape)
+    left = int(skipped[-1]) - int(lead.sum())  # empty shares behind the last pair
+    leads = np.broadcast_to(lead, address.shape).copy()
+    leads[:, 1:, :1] += left
+    leads[:, :1, :1] += 1
+    leads[1:, :1, :1] += left
+    ones = np.ones(address.size, np.int64)
     return StoreJobs(
-        np.broadcast_to(cycles, shape).ravel().astype(np.float64),
-        np.broadcast_to(owner, shape).ravel().astype(np.int64),
-        np.broadcast_to(address, shape).ravel().astype(np.int64),
-        np.ones(int(np.prod(shape)), np.int64), tokens * (heads * length + 1) + 1,
+        leads.ravel(), ones, np.full(address.size, A, np.int64),
+        np.ascontiguousarray(np.broadcast_to(owner, address.shape).ravel()), address.ravel(), ones,
+        1, left + 2,
     )  # fmt: skip
