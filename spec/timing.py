@@ -144,6 +144,7 @@ class EngineTiming:
     Members
     -------
     channels, cells, k_lanes, beat_bytes : its size. parts : writes of a block's 16 rows to F.
+    ring : beats of codes that a decode unit holds, beside a slice at each of `stages`.
     command : from the cycle in which a matrix is known to its decode units' commands; fetch : more
         with a code table. prepared : from there to the array's start, at least; start : from the
         start pulse to it. beats : from the commands to the first beat taken; table : more for a
@@ -159,6 +160,7 @@ class EngineTiming:
     k_lanes: int
     beat_bytes: int
     parts: int
+    ring: int
     result: int
     full_pairs: bool
     twin: bool
@@ -168,6 +170,7 @@ class EngineTiming:
     beats: int = 5
     fetch: int = 7
     table: int = 20
+    stages: int = 4
     slice: int = 5
     late: int = ADD
     drain: int = 2 + MUL + ADD + 1
@@ -182,8 +185,9 @@ def engine_timing(config: HwConfig, core: int = 0) -> EngineTiming:
     sums = 1 + _cell_latency(made) + made.twin
     return EngineTiming(
         config.channels[core], made.cells, made.k_lanes, made.beat_bytes,
-        max(1, 16 // config.sfu_lanes), sums + 2 + CONVERT + MUL + ADD, made.full_pairs,
-        made.twin,
+        max(1, 16 // config.sfu_lanes),
+        max(4, 1 << (4 * made.k_lanes // made.beat_bytes - 1).bit_length()),
+        sums + 2 + CONVERT + MUL + ADD, made.full_pairs, made.twin,
     )  # fmt: skip
 
 

@@ -390,9 +390,10 @@ class CoreTime:
         fill = vectors * windows
         epilogue = (vectors + made.emit) * engine.channels * engine.parts
         beat_slices = max(1, engine.beat_bytes * made.slices // max(made.pair_bytes, 1))
-        # The ring and the decode unit's pipeline hold beats whose steps are still to come.
-        held = 4 * engine.beat_bytes * made.slices / made.pair_bytes + engine.slice
-        ahead = held * batches
+        # The decode unit holds a header, and codes whose steps are still to come.
+        step_beats = made.share * made.pair_bytes / made.slices / engine.beat_bytes
+        codes = engine.ring + engine.stages * step_beats
+        ahead = (engine.ring / step_beats + engine.slice) * batches
         kind = 2 if stream.fmt.whole else 1 if stream.fmt.cyclic else 0
         groups = 1 if stream.fmt.cyclic else stream.kgroups
         distance = engine.distance if made.scaled else engine.integer_distance
@@ -400,12 +401,13 @@ class CoreTime:
         shape = np.array([
             0, groups, kind, made.header, made.chunk, made.pair_bytes, made.slices, batches, fill,
             distance, epilogue, result, engine.slice + (beat_slices - 1) * batches, beat_slices,
-            ahead, made.share,
+            ahead, made.share, made.header + codes,
         ], np.float64)  # fmt: skip
         first = begin + 3 + timing.READ_LATENCY + fill  # the first group's windows are there
         fetched = begin + 1 + vectors + timing.READ_LATENCY  # the vectors' scales, rows' places
         ready = max(fetched, begin + 1 + engine.channels)
-        beats = max(command + engine.beats + table, self.stepped - engine.slice + 1)
+        beats = max(command + engine.beats + table, self.stepped - engine.slice + 1,
+                    first - timing.READ_LATENCY + 1 - made.header - codes)
         units = groups * (1 if kind == 2 else -(-int(stream.pairs.max()) // 8))
         ahead_end = begin + 1 + min(2, units) * fill
         kernels.note(self.reads.windows, begin + 1, ahead_end)

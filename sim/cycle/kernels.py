@@ -184,7 +184,7 @@ def consume(
     groups, kind, header, chunk = int(shape[1]), int(shape[2]), int(shape[3]), int(shape[4])
     pair_bytes, slices, batches = int(shape[5]), int(shape[6]), int(shape[7])
     fill, distance, epilogue, result = shape[8], shape[9], shape[10], shape[11]
-    behind, ahead, share = shape[12], shape[14], int(shape[15])
+    behind, ahead, share, held = shape[12], shape[14], int(shape[15]), shape[16]
     most, least = 0, pairs[0]
     for c in range(channels):
         most, least = max(most, pairs[c]), min(least, pairs[c])
@@ -235,7 +235,8 @@ def consume(
         for c in range(channels):
             if pairs[c] > block * width:
                 place = counts[c, RECORDS]
-                times[c, place] = max(times[c, place], there - ahead)
+                if beats[c, place] - bases[c] > held:
+                    times[c, place] = max(times[c, place], there - ahead)
                 counts[c, RECORDS] = place + 1
         last = there
         if unit + 2 < blocks * groups:
