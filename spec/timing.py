@@ -290,7 +290,7 @@ def reduce_cycles(first: int, blocks: int) -> int:
 
 
 Begins = list[int]
-"""Cycles in which an instruction's passes begin that read both ports of F."""
+"""Cycles in which those of an instruction's passes begin that read F."""
 
 
 def _heads(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> tuple[int, Begins]:
@@ -412,7 +412,7 @@ def misc_cycles(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: i
 
 def _passes(function: str, flags: frozenset[str], v: Mapping[str, int],
             lanes: int) -> tuple[int, Begins]:  # fmt: skip
-    """Cycles of an instruction of passes, and when those begin that may read both ports."""
+    """Cycles of an instruction of passes, and when those begin that read F."""
     heads = {"headq": "heads", "softmax": "n2"}.get(function)
     count = max(0, v["n1"] * (v[heads] if heads else 1))
     if function == "headq":
@@ -425,25 +425,38 @@ def _passes(function: str, flags: frozenset[str], v: Mapping[str, int],
     return 1 + count * row, [1 + i * row for i in range(count)]
 
 
-def misc_reads(name: str, flags: frozenset[str], v: Mapping[str, int],
-               lanes: int) -> tuple[list[int], int]:  # fmt: skip
-    """When a MISC instruction reads the port of F that it shares with LD, ST and SYS, which wait.
+def misc_reads(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: int,
+               shared: bool) -> list[tuple[int, int]]:  # fmt: skip
+    """When a MISC instruction reads F, all lanes a cycle: nobody else reads at that port then.
 
-    It reads there what meets the vector: the other summand, gains, sines and cosines, the scales of
-    values; all lanes a cycle, from the cycle behind a pass's beginning.
+    It reads vectors, and block sums, at the port of the matrix engine; at the one that LD, ST and
+    SYS share it reads what meets a vector: the other summand, gains, sines and cosines, the scales
+    of values.
+
+    Parameters
+    ----------
+    name, flags, v, lanes : see `misc_cycles`. shared : the port of LD, ST and SYS.
 
     Returns
     -------
-    The first cycle of each run of reads, from the instruction's start on; the length of a run.
+    Runs of cycles from the instruction's start on: the first, and the one behind the last. A pass
+    reads from the cycle behind its beginning on.
     """
     function = name.removeprefix("misc.")
-    reads = {"add": True, "stat": "norm" in flags, "quant": "norm" in flags,
-             "headq": "rope" in flags, "softmax": True, "act": "silu" in flags}  # fmt: skip
-    if not reads.get(function, False):
-        return [], 0
-    length = {"headq": "size", "softmax": "length"}.get(function, "n")
-    groups = -(-v[length] // lanes) * (2 if function == "headq" else 1)  # sines behind cosines
-    return [begin + 1 for begin in _passes(function, flags, v, lanes)[1]], groups
+    both = {"add": True, "stat": "norm" in flags, "quant": "norm" in flags,
+            "headq": "rope" in flags, "softmax": True, "act": "silu" in flags}  # fmt: skip
+    if function not in both or (shared and not both[function]):
+        return []
+    length = v[{"headq": "size", "softmax": "length"}.get(function, "n")]
+    # Sines are read behind cosines, at the same port.
+    groups = -(-length // lanes) * (2 if function == "headq" and both[function] else 1)
+    begins = _passes(function, flags, v, lanes)[1]
+    runs = [(begin + 1, begin + 1 + groups) for begin in begins]
+    if function == "quant" and both[function] and not shared:
+        reads = -(-v["blocks"] // sums_at_once(lanes))
+        before = max(reads + READ_LATENCY + 1, _INVERSE)
+        runs += [(begin - before, begin - before + reads) for begin in begins]
+    return sorted(runs)
 
 
 # ---------------------------------------------------------------------------------- SYS

@@ -11,7 +11,7 @@ import numpy as np
 
 from flightllm.sim.cycle import kernels
 from flightllm.sim.cycle.memory import ChannelMemory, PlainMemory, Stream, Transfer
-from flightllm.sim.cycle.ports import PortReads
+from flightllm.sim.cycle.ports import ENGINE_F, ST_A, ST_F, PortReads
 from flightllm.sim.cycle.stores import store_jobs
 from flightllm.sim.functional.dispatch import Dispatcher, Step
 from flightllm.sim.functional.matrices import format_of
@@ -330,9 +330,9 @@ class CoreTime:
             run.progress = [jobs, 0, walk, np.full(timing.STORE_BEATS, -1e9)]
             self.memory.answers[:] = -1e9
         jobs, place, walk, handed = run.progress
-        self.reads.catch_up(walk[kernels.READ_AT])
+        self.reads.catch_up(ST_F, walk[kernels.READ_AT])
         run.progress[1] = place = self.memory.write(
-            jobs, place, walk, handed, self.reads.before, self.reads.seen, limit
+            jobs, place, walk, handed, self.reads, limit
         )
         if place < len(jobs.reads):
             run.now = float(walk[kernels.NEXT])
@@ -351,8 +351,9 @@ class CoreTime:
                 return max(run.start, self.array) + 1
         stream, shape, walk, closes = run.progress
         self.blocked = False
-        while not self.memory.consume(stream, shape, walk, closes, self.reads.windows, limit):
-            self.reads.trim()
+        if "add" in run.step.flags:
+            self.reads.catch_up(ENGINE_F, walk[2])
+        while not self.memory.consume(stream, shape, walk, closes, self.reads, limit):
             run.now = float(walk[1])
             if run.now > limit:
                 return None
@@ -401,16 +402,18 @@ class CoreTime:
         shape = np.array([
             0, groups, kind, made.header, made.chunk, made.pair_bytes, made.slices, batches, fill,
             distance, epilogue, result, engine.slice + (beat_slices - 1) * batches, beat_slices,
-            ahead, made.share, made.header + codes,
+            ahead, made.share, made.header + codes, "add" in run.step.flags,
         ], np.float64)  # fmt: skip
-        first = begin + 3 + timing.READ_LATENCY + fill  # the first group's windows are there
-        fetched = begin + 1 + vectors + timing.READ_LATENCY  # the vectors' scales, rows' places
+        first = begin + 3 + fill  # the first group's windows are there
+        self.reads.catch_up(ENGINE_F, begin)
+        scales, _ = kernels.spend(begin + 1, vectors, self.reads.before[ENGINE_F], 0)
+        fetched = scales + timing.READ_LATENCY  # the vectors' scales, rows' places
         ready = max(fetched, begin + 1 + engine.channels)
         beats = max(command + engine.beats + table, self.stepped - engine.slice + 1,
-                    first - timing.READ_LATENCY + 1 - made.header - codes)
+                    first + 1 - made.header - codes)
         units = groups * (1 if kind == 2 else -(-int(stream.pairs.max()) // 8))
         ahead_end = begin + 1 + min(2, units) * fill
-        kernels.note(self.reads.windows, begin + 1, ahead_end)
+        kernels.note(self.reads.before[ST_A], begin + 1, ahead_end)
         walk = np.array([0, first - 1, ready - 1, 0, 0, beats, ahead_end], np.float64)
         run.progress = stream, shape, walk, np.zeros(2)
 
@@ -419,7 +422,7 @@ class CoreTime:
     def _misc(self, run: Started, limit: float) -> float | None:
         cycles = timing.misc_cycles(run.step.kind.name, run.step.flags,
                                     run.step.named(run.values), self.config.sfu_lanes)  # fmt: skip
-        self.reads.started.append((run.start, run.step, run.values))
+        self.reads.start(run.start, run.step, run.values)
         return run.start + cycles
 
     def _system(self, run: Started, limit: float) -> float | None:

@@ -22,7 +22,7 @@ from flightllm.spec.timing import (
     WRITES,
 )
 
-__all__ = ["DONE", "LATER", "MEMORY", "UNKNOWN", "access", "consume", "issue", "note", "store"]
+__all__ = ["DONE", "LATER", "MEMORY", "UNKNOWN", "access", "consume", "issue", "note", "spend", "store"]
 
 BUS, RESUMED, REFRESHES, GROUP, WRITING = range(5)
 """Places in a channel's memory state."""
@@ -161,11 +161,44 @@ def _needed(pair_groups: int, header: int, chunk: int, pair_bytes: int, beat: in
 
 
 @njit(cache=True)
+def note(runs: Any, begin: float, end: float) -> None:
+    """Add a run of cycles to a history, whose first row counts the others: first, behind the
+    last."""
+    runs[0, 0] += 1
+    place = int(runs[0, 0])
+    runs[place, 0], runs[place, 1] = begin, end
+
+
+@njit(cache=True)
+def _behind(at: float, runs: Any, place: int) -> tuple[float, int]:
+    """The first cycle from `at` on that lies in none of a history's runs, from `place` on; where to
+    look next time."""
+    while place < runs[0, 0] and runs[place + 1, 1] <= at:
+        place += 1
+    while place < runs[0, 0] and runs[place + 1, 0] <= at:
+        at = max(at, runs[place + 1, 1])
+        place += 1
+    return at, place
+
+
+@njit(cache=True)
+def spend(at: float, cycles: float, runs: Any, place: int) -> tuple[float, int]:
+    """The cycle behind so many that lie in none of a history's runs, the first of them not before
+    `at`; where to look next time."""
+    at, place = _behind(at, runs, place)
+    while place < runs[0, 0] and runs[place + 1, 0] < at + cycles:
+        cycles -= runs[place + 1, 0] - at
+        at, place = _behind(runs[place + 1, 0], runs, place)
+    return at + cycles, place
+
+
+@njit(cache=True)
 def consume(
     t: Any, ideal: float, period: float, pace: float, depth: int, beat: int, addresses: Any,
     totals: Any, earliest: Any, first: Any, rings: Any, masters: Any, counts: Any, beats: Any,
     times: Any, rows: Any, free: Any, activated: Any, states: Any, bases: Any,
-    pairs: Any, shape: Any, walk: Any, closes: Any, windows: Any, limit: float,
+    pairs: Any, shape: Any, walk: Any, closes: Any, windows: Any, others: Any, seen: Any,
+    limit: float,
 ) -> bool:  # fmt: skip
     """Walk a matrix through the engine until a step lies behind `limit` (or a history is full);
     True at its end.
@@ -174,11 +207,12 @@ def consume(
         chunk beats, bytes of a pair-group, slices, batches, fill cycles of a group's windows,
         distance, epilogue cycles of a block, result latency, slice latency, slices of a beat,
         steps that a channel may be ahead, pair-groups that a step takes of blocks which all
-        channels have whole.
+        channels have whole, beats that its decode unit holds, whether addends are read.
     walk : next unit, cycle of the last step, end of the last epilogue, closed blocks, last freed,
         cycle of the first beat, end of the last run of windows.
-    windows : see `note`. A group's windows are read when those of the group before the last have
-        been used: there is room for two.
+    windows, others : see `note`. A group's windows are read when those of the group before the last
+        have been used: there is room for two. Addends wait for others' reads; seen : where to look
+        in those next, by port.
     """
     channels = len(pairs)
     groups, kind, header, chunk = int(shape[1]), int(shape[2]), int(shape[3]), int(shape[4])
@@ -246,33 +280,15 @@ def consume(
         if final:
             outs = -(-here // 8)
             for _ in range(outs):
-                end = max(end, last + result) + epilogue
+                if shape[17]:
+                    end, seen[2] = spend(max(end, last + result), epilogue, others, seen[2])
+                else:
+                    end = max(end, last + result) + epilogue
                 closes[closed % 2] = end
                 closed += 1
         unit += 1
     walk[0], walk[1], walk[2], walk[3] = unit, last, end, closed
     return True
-
-
-@njit(cache=True)
-def note(runs: Any, begin: float, end: float) -> None:
-    """Add a run of cycles to a history, whose first row counts the others: first, behind the
-    last."""
-    runs[0, 0] += 1
-    place = int(runs[0, 0])
-    runs[place, 0], runs[place, 1] = begin, end
-
-
-@njit(cache=True)
-def _behind(at: float, runs: Any, place: int) -> tuple[float, int]:
-    """The first cycle from `at` on that lies in none of a history's runs, from `place` on; where to
-    look next time."""
-    while place < runs[0, 0] and runs[place + 1, 1] <= at:
-        place += 1
-    while place < runs[0, 0] and runs[place + 1, 0] <= at:
-        at = max(at, runs[place + 1, 1])
-        place += 1
-    return at, place
 
 
 @njit(cache=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flightllm.sim.cycle import kernels
+from flightllm.sim.cycle.ports import ENGINE_F, ST_A, ST_F, PortReads
 from flightllm.sim.cycle.stores import StoreJobs
 from flightllm.spec.config import HwConfig
 from flightllm.spec.dram import DramTiming
@@ -230,7 +231,7 @@ class ChannelMemory:
         return made
 
     def consume(self, stream: Stream, shape: Floats, walk: Floats, closes: Floats,
-                windows: Floats, limit: float) -> bool:  # fmt: skip
+                reads: PortReads, limit: float) -> bool:  # fmt: skip
         """Walk a matrix through the engine, see `kernels.consume`."""
         transfer = stream.transfer
         while self.queue and self.queue[0] is not transfer and not transfer.complete:
@@ -245,12 +246,14 @@ class ChannelMemory:
         else:
             self.counts[:, kernels.NEXT_BURST] = 1 << 40
         self._trim()
+        reads.trim()
         done: bool = kernels.consume(
             self.timing, self.ideal, self.period, self.pace, self.depth, self.beat,
             transfer.addresses,
             transfer.beats, transfer.earliest, transfer.first, self.rings, self.masters,
             self.counts, self.beats, self.times, self.rows, self.free, self.activated, self.states,
-            stream.base, stream.pairs, shape, walk, closes, windows, limit,
+            stream.base, stream.pairs, shape, walk, closes, reads.before[ST_A],
+            reads.before[ENGINE_F], reads.seen, limit,
         )  # fmt: skip
         if not transfer.complete:
             transfer.bursts = np.where(
@@ -340,8 +343,8 @@ class ChannelMemory:
         low = max(0, number * BURST_BEATS - begun)
         return float(transfer.first[c, number]) + (beat - low) * self.pace + FIFO_PASS
 
-    def write(self, jobs: StoreJobs, place: int, walk: Floats, handed: Floats,
-              before: tuple[Floats, Floats], seen: Ints, limit: float) -> int:  # fmt: skip
+    def write(self, jobs: StoreJobs, place: int, walk: Floats, handed: Floats, reads: PortReads,
+              limit: float) -> int:  # fmt: skip
         """Write transfers up to a cycle, see `kernels.store`; the place of the next one.
 
         Reads that are asked for before a window's writes come to memory before them.
@@ -352,7 +355,8 @@ class ChannelMemory:
             place = kernels.store(
                 self.timing, self.late, self.period, self.beat,
                 (jobs.leads, jobs.reads, jobs.ports, jobs.channels, jobs.addresses, jobs.sizes),
-                jobs.parts, place, until, walk, handed, before, seen, self.responses, self.written,
+                jobs.parts, place, until, walk, handed, (reads.before[ST_F], reads.before[ST_A]),
+                reads.seen, self.responses, self.written,
                 (self.rows, self.free, self.activated, self.states), self.answers,
             )  # fmt: skip
             if place < len(jobs.reads) and walk[kernels.NEXT] > limit:

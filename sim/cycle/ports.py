@@ -1,4 +1,5 @@
-"""Reads of F and A that go before ST's: by MISC at F's second port, by the matrix engine at A's."""
+"""Reads of F and A that go before others': MISC's before the engine's and ST's, the engine's before
+ST's."""
 
 from __future__ import annotations
 
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from flightllm.sim.functional.dispatch import Step
 from flightllm.spec import timing
 
-__all__ = ["PortReads"]
+__all__ = ["ENGINE_F", "ST_A", "ST_F", "PortReads"]
 
 Floats = NDArray[np.float64]
+ST_F, ST_A, ENGINE_F = range(3)
+"""Who waits at which buffer."""
 HISTORY = 1 << 12
 """Runs of windows that are kept; ST never looks far back."""
+RECENT = 16
+"""Instructions of MISC that are kept; it executes one at a time."""
 
 
 class PortReads:
@@ -27,45 +32,45 @@ class PortReads:
 
     Members
     -------
-    started : (start, step, values) of the MISC instructions whose reads are not in the history.
-    others, windows : histories of F's port and of A's. before : both.
-    seen : where ST looks next in each.
+    before : of each port. seen : where it is looked at next, by port.
     """
 
     def __init__(self, lanes: int) -> None:
         self._lanes = lanes
-        self.started: deque[tuple[float, Step, Sequence[int]]] = deque(maxlen=16)
-        self.windows = np.zeros((HISTORY, 2))
-        self.others = np.zeros((1, 2))
-        self.seen = np.zeros(2, np.int64)
+        self._recent: dict[int, deque[tuple[float, Step, Sequence[int]]]] = {
+            port: deque(maxlen=RECENT) for port in (ST_F, ENGINE_F)
+        }
+        self.before = [np.zeros((1, 2)), np.zeros((HISTORY, 2)), np.zeros((1, 2))]
+        self.seen = np.zeros(3, np.int64)
 
-    @property
-    def before(self) -> tuple[Floats, Floats]:
-        """Of F and of A."""
-        return self.others, self.windows
+    def start(self, at: float, step: Step, values: Sequence[int]) -> None:
+        """MISC starts an instruction."""
+        for recent in self._recent.values():
+            recent.append((at, step, values))
 
-    def catch_up(self, now: float) -> None:
-        """Add the reads of MISC's instructions, as far as they lie behind a cycle."""
-        if not self.started:
+    def catch_up(self, port: int, now: float) -> None:
+        """Add MISC's reads to the history of a port of F, as far as they lie behind a cycle."""
+        recent = self._recent[port]
+        if not recent:
             return
-        runs = [self.others[1:]]
-        for start, step, values in self.started:
-            begins, length = timing.misc_reads(step.kind.name, step.flags, step.named(values),
-                                               self._lanes)  # fmt: skip
-            first = start + np.array(begins, np.float64)
-            runs.append(np.stack([first, first + length], axis=1))
-        self.started.clear()
-        made = np.concatenate(runs)
-        made = made[made[:, 1] > now]
-        self.others = np.concatenate([[[len(made), 0.0]], made])
-        self.seen[0] = 0
+        runs = [self.before[port][1:]]
+        for start, step, values in recent:
+            made = timing.misc_reads(step.kind.name, step.flags, step.named(values), self._lanes,
+                                     port == ST_F)  # fmt: skip
+            runs.append(start + np.array(made, np.float64).reshape(-1, 2))
+        recent.clear()
+        joined = np.concatenate(runs)
+        joined = joined[joined[:, 1] > now]
+        self.before[port] = np.concatenate([[[len(joined), 0.0]], joined])
+        self.seen[port] = 0
 
     def trim(self) -> None:
-        """Drop old runs of windows before the history is full."""
-        count = int(self.windows[0, 0])
+        """Drop old runs of windows before their history is full."""
+        windows = self.before[ST_A]
+        count = int(windows[0, 0])
         if count < HISTORY // 2:
             return
         kept = HISTORY // 4
-        self.windows[1 : kept + 1] = self.windows[count - kept + 1 : count + 1].copy()
-        self.windows[0, 0] = kept
-        self.seen[1] = max(0, self.seen[1] - (count - kept))
+        windows[1 : kept + 1] = windows[count - kept + 1 : count + 1].copy()
+        windows[0, 0] = kept
+        self.seen[ST_A] = max(0, self.seen[ST_A] - (count - kept))
