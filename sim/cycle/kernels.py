@@ -22,7 +22,10 @@ from flightllm.spec.timing import (
     WRITES,
 )
 
-__all__ = ["DONE", "LATER", "MEMORY", "UNKNOWN", "access", "consume", "issue", "note", "spend", "store"]
+__all__ = [
+    "DONE", "HANDED", "LATER", "MEMORY", "NEXT", "READ_AT", "UNKNOWN", "access", "consume", "issue",
+    "note", "spend", "store",
+]  # fmt: skip
 
 BUS, RESUMED, REFRESHES, GROUP, WRITING = range(5)
 """Places in a channel's memory state."""

@@ -62,8 +62,9 @@ def store_jobs(name: str, v: Mapping[str, int], channels: int, beat: int,
 
 
 def _made(rows: list[tuple[int, int, int, int, int, int]], parts: int, behind: int) -> StoreJobs:
-    array = np.array(rows, np.int64).reshape(-1, 6)
-    return StoreJobs(*(np.ascontiguousarray(array[:, k]) for k in range(6)), parts, behind)
+    columns = np.ascontiguousarray(np.array(rows, np.int64).reshape(-1, 6).T)
+    leads, reads, ports, channels, addresses, sizes = columns
+    return StoreJobs(leads, reads, ports, channels, addresses, sizes, parts, behind)
 
 
 def _vectors(v: Mapping[str, int], channels: int, beat: int, lanes: int) -> StoreJobs:

@@ -14,6 +14,7 @@ pytest.importorskip("amaranth")
 @pytest.mark.parametrize("board", [name for name in preset_names() if name != "formal"])
 def test_engine_stages(board):
     from flightllm.hw.chain import cell_latency
+    from flightllm.hw.decode.ring import ring_beats
     from flightllm.hw.engine.sequencer import INTEGER_DISTANCE
     from flightllm.hw.engine.size import engine_size
     from flightllm.hw.engine.timing import Stages
@@ -26,6 +27,15 @@ def test_engine_stages(board):
     assert (engine.result, engine.late) == (stages.result, stages.late)
     assert (engine.distance, engine.integer_distance) == (stages.distance, INTEGER_DISTANCE)
     assert (engine.cells, engine.k_lanes, engine.parts) == (size.cells, size.k_lanes, size.parts)
+    assert engine.ring == ring_beats(config.beat_bytes, size.k_lanes)
+    assert engine.slice == 1 + engine.stages
+
+
+def test_st_s_pipeline():
+    from flightllm.hw.memory import store_pipe
+
+    assert timing.STORE_BEATS == store_pipe.BEATS
+    assert timing.STORE_PIPE == 1 + store_pipe.READ_LATENCY + 1
 
 
 def test_latencies():
@@ -73,3 +83,28 @@ def test_rows_and_lanes_make_a_pass():
     assert timing.misc_cycles("misc.add", flags, {"n": 128, "n1": 1}, 16) == eight
     assert timing.misc_cycles("misc.add", flags, {"n": 64, "n1": 3}, 8) == 3 * (eight - 1) + 1
     assert timing.misc_cycles("misc.add", flags, {"n": 64, "n1": 0}, 8) == 1
+
+
+def test_misc_reads_f_pass_by_pass():
+    heads = {"size": 32, "pad": 32, "heads": 4, "n1": 3}
+    rope, plain = frozenset({"rope"}), frozenset[str]()
+    runs = timing.misc_reads("misc.headq", rope, heads, 8, True)
+    assert runs == timing.misc_reads("misc.headq", rope, heads, 8, False)
+    assert [end - first for first, end in runs] == 12 * [2 * 32 // 8]
+    assert runs[0][0] == 2 and all(a[1] < b[0] for a, b in zip(runs, runs[1:]))
+    assert runs[-1][1] < timing.misc_cycles("misc.headq", rope, heads, 8)
+    # Without a rotation nothing is read where ST reads.
+    assert timing.misc_reads("misc.headq", plain, heads, 8, True) == []
+    bare = timing.misc_reads("misc.headq", plain, heads, 8, False)
+    assert [end - first for first, end in bare] == 12 * [32 // 8]
+
+
+def test_a_norm_s_block_sums_are_read_at_the_engine_s_port():
+    norm = frozenset({"norm"})
+    operands = {"n": 128, "pad": 128, "n1": 2, "blocks": 8}
+    shared = timing.misc_reads("misc.quant", norm, operands, 8, True)
+    own = timing.misc_reads("misc.quant", norm, operands, 8, False)
+    assert [end - first for first, end in shared] == [16, 16]
+    assert [end - first for first, end in own] == [2, 16, 2, 16]
+    assert own[1::2] == shared and own[0][0] == 5
+    assert timing.misc_reads("misc.topk", frozenset(), {"n": 64, "k": 8}, 8, False) == []
