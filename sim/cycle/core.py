@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -261,8 +262,8 @@ class CoreTime:
         done = step(run, limit)
         if done is not None:
             self.sent = None if name == "ld.stream" else run.progress
-        elif self.memory.later:
-            run.now = limit + 1
+        elif self.memory.later < math.inf:
+            run.now = max(limit + 1, self.memory.later)
         return done
 
     def _stream(self, run: Started, limit: float) -> float | None:

@@ -29,8 +29,9 @@ __all__ = [
 
 BUS, RESUMED, REFRESHES, GROUP, WRITING = range(5)
 """Places in a channel's memory state."""
-LAST_ISSUE, LAST_BEAT, COUNT = range(3)
-"""Places in a master's state: cycle of the last request, of the last beat, bursts so far."""
+LAST_ISSUE, LAST_BEAT, COUNT, NEXT_ISSUE = range(4)
+"""Places in a master's state: cycle of the last request, of the last beat, bursts so far; of the
+next request, where that is `LATER`."""
 NEXT_BURST, ISSUED, POINTER, RECORDS, TAKEN = range(5)
 """Places in a channel's counts: burst of the stream, beats asked for, place in the history, its
 length; beats taken, of vectors."""
@@ -134,6 +135,7 @@ def issue(t: Any, ideal: float, period: float, pace: float, depth: int, beat: in
                 room = times[counts[RECORDS] - 1] if counts[RECORDS] else 0.0
             at = max(at, np.ceil(room) + 1)
         if at > until:
+            master[NEXT_ISSUE] = at
             return LATER
         if depth:
             counts[ISSUED] += size

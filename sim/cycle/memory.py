@@ -128,7 +128,7 @@ class ChannelMemory:
         self.states = np.zeros((n, 5))
         self.states[:, kernels.GROUP] = -1
         self.rings = np.full((n, OUTSTANDING), -1e9)
-        self.masters = np.zeros((n, 3))
+        self.masters = np.zeros((n, 4))
         self.masters[:, :2] = -1e9
         self.counts = np.zeros((n, 4), np.int64)
         self.beats = np.zeros((n, HISTORY), np.int64)
@@ -142,7 +142,7 @@ class ChannelMemory:
         self.answers = np.full(n, -1e9)
         self.queue: deque[Transfer] = deque()  # not yet asked for completely
         self.recent: deque[Transfer] = deque(maxlen=MASTER_COMMANDS + 1)
-        self.later = False
+        self.later = math.inf
 
     # ------------------------------------------------------------------------ requests
 
@@ -162,18 +162,21 @@ class ChannelMemory:
         self.recent.append(transfer)
 
     def ask(self, until: float) -> bool:
-        """Ask for all that can be asked for up to a cycle; whether nothing is left. `later` is set
-        when more could be asked for behind that cycle."""
+        """Ask for all that can be asked for up to a cycle; whether nothing is left. `later` is the
+        cycle behind it of the next request, as far as that is known."""
         while self.queue:
             if not self._ask_first(until):
                 return False
-        self.later = False
+        self.later = math.inf
         return True
 
     def _ask_first(self, until: float) -> bool:
         """The same for the first transfer alone."""
         states = [self._ask(self.queue[0], c, until) for c in range(self.channels)]
-        self.later = kernels.LATER in states
+        self.later = min((
+            float(self.masters[c, kernels.NEXT_ISSUE])
+            for c, state in enumerate(states) if state == kernels.LATER
+        ), default=math.inf)  # fmt: skip
         if min(states) != kernels.DONE:
             return False
         self.queue.popleft().complete = True
@@ -347,11 +350,12 @@ class ChannelMemory:
               limit: float) -> int:  # fmt: skip
         """Write transfers up to a cycle, see `kernels.store`; the place of the next one.
 
-        Reads that are asked for before a window's writes come to memory before them.
+        Reads and writes come to memory in order, but for those of a window, where reads go first.
         """
         while place < len(jobs.reads):
             until = min(limit, walk[kernels.NEXT] + WINDOW)
             self.ask(until)
+            until = min(limit, max(until, self.later - 1))
             place = kernels.store(
                 self.timing, self.late, self.period, self.beat,
                 (jobs.leads, jobs.reads, jobs.ports, jobs.channels, jobs.addresses, jobs.sizes),
