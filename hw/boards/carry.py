@@ -9,8 +9,9 @@ from __future__ import annotations
 
 __all__ = ["CELLS", "LAST", "LEAST", "MAP"]
 
-LEAST = 16
-"""Bits of the narrowest sum that is a chain: narrower ones take as many tables without one."""
+LEAST = 6
+"""Bits of the narrowest sum that is a chain. Chains have fewer wires than tables: with 16 in place
+of 6 the ULX3S's core has 2 % fewer cells and, placed, 8 % more wire."""
 LAST = "CCU2C_END"
 
 CELLS = f"""\
