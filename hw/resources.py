@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from flightllm.hw.decode.ring import beats_of_slice, ring_beats
+from flightllm.hw.engine.size import EngineSize, engine_size
 from flightllm.spec.config import HwConfig
 from flightllm.spec.handoff import wants_half_ports
 from flightllm.spec.isa import QUEUE_DEPTH, UNITS
 from flightllm.spec.parameters import (
-    BLOCK_PAIRS,
     LARGEST_GROUP,
     MatrixParameters,
     matrix_parameters,
@@ -48,6 +48,8 @@ PRODUCT_DSPS = {"dsp48e2": 2, "dsp48e1": 3, "dsp58": 2, "inferred": 2}
 """Slices of a float32 significand's 24 x 24 bit product."""
 LANE_DSPS = 2
 """Of a lane: a slice for the scale, one for the minimum, which are 11 bits wide."""
+DISPATCHER_DSPS = 3
+"""Of sys.mul, the lower 32 bits of 32 x 32."""
 
 # (LUT, FF) of the parts of float32 arithmetic at the latencies that the units use, by
 # `yosys synth_xilinx -family xcup -flatten`: its estimate of LUT sites and its shift registers.
@@ -69,12 +71,20 @@ CELL = (43, 36)
 """(LUT, FF) of a lane of a cell: its sparse multiplexer and skew."""
 LANE = (150, 140)
 """(LUT, FF) of a float32 lane beside its arithmetic."""
+BEHIND_LUT = 0.5
+"""A bit's, of each UltraRAM of a column behind the first."""
+CHANNEL_LUT, LOAD_STORE = 0.43, (4086, 3142)
+"""A bit's of a word that is loaded, of each channel; (LUT, FF) of what has no size."""
+WRITER_LUT = 1.7
+"""A bit's, of the choice among those who write to F."""
+CONTROL = (3850, 2730)
+"""(LUT, FF) of the registers, the dispatcher, semaphores, queues and monitors."""
 
 
 def _dsps_of_cell(made: MatrixParameters) -> int:
     if made.dsp_kind == "dsp58":  # three products of one row a slice, a cascade for each row
         return 2 * -(-made.k_lanes // 3)
-    return made.k_lanes
+    return made.k_lanes * (2 if made.dsp_kind == "inferred" else 1)  # one product, or two
 
 
 def _array_dsps(config: HwConfig, core: int) -> int:
@@ -98,16 +108,16 @@ def dsp_count(config: HwConfig, core: int) -> int:
     """DSPs of a core: exact, `tests/hw/test_resources.py` holds it against the generated design."""
     channels = config.channels[core]
     products = _epilogue_dsps(config) + _sfu_dsps(config)
-    dispatcher = 3 if config.dsp_kind == "dsp58" else 4  # sys.mul, 32 x 32
     shares = 0 if channels & (channels - 1) == 0 else 2 * 2  # two divisions by the channels
-    return _array_dsps(config, core) + products + dispatcher + shares
+    return _array_dsps(config, core) + products + DISPATCHER_DSPS + shares
 
 
 def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
     """What a memory of `depth` words of `width` bits takes: UltraRAM where there is some and it is
     large, block memory, or look-up tables."""
-    if urams and depth >= 2048 and width * depth >= 1 << 20:
-        return Resources(uram=-(-width // 72) * -(-depth // 4096))
+    if urams and depth >= 2048 and width * depth >= 1 << 17:
+        beside, behind = -(-width // 72), -(-depth // 4096)
+        return Resources(uram=beside * behind, lut=BEHIND_LUT * width * (behind - 1))
     if depth > 128 and width * depth > 4096:
         halves = min(
             -(-width // (wide // 2)) * -(-depth // deep) if wide // 2 else 0
@@ -138,11 +148,12 @@ def _decode(made: MatrixParameters) -> Resources:
     )  # fmt: skip
 
 
-def _array(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
+def _array(config: HwConfig, made: MatrixParameters, size: EngineSize) -> Resources:
     """Cells, lanes and result memories of a channel."""
+    batches = size.batches
     lane = (
         _part("lane_mul").times(2) + _part("add").times(2) + _part("int_to_float")
-        + _part("short_to_float") + memory_blocks(32, BLOCK_PAIRS * batches, False)
+        + _part("short_to_float") + memory_blocks(32, size.accumulators, False)
         + Resources(lut=LANE[0] + (24 + 17) * -(-batches // 64), ff=LANE[1])
     )  # fmt: skip
     cell = Resources(lut=CELL[0] * made.k_lanes, ff=CELL[1] * made.k_lanes)
@@ -154,13 +165,13 @@ def _array(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
     return (cell + results).times(made.cells) + slices + widen
 
 
-def _channel(config: HwConfig, made: MatrixParameters, batches: int) -> Resources:
+def _channel(config: HwConfig, made: MatrixParameters, size: EngineSize) -> Resources:
     """Decode unit, array, the channel's two masters, and its port."""
     beat = made.beat_bytes
     fifo = memory_blocks(8 * beat, config.prefetch_bytes // beat, False)
     masters = Resources(lut=900 + 6 * beat, ff=900 + 20 * beat)
     port = Resources(lut=15.3 * beat, ff=27.4 * beat).times(wants_half_ports(config))
-    return _decode(made) + _array(config, made, batches) + fifo + masters + port
+    return _decode(made) + _array(config, made, size) + fifo + masters + port
 
 
 def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: int) -> Resources:
@@ -170,7 +181,7 @@ def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: in
     windows = memory_blocks(8 * made.window_bytes, 2 * places * batches, False)
     epilogue = (_part("mul") + _part("add") + _part("half_to_float")).times(out)
     select = Resources(lut=32 * out * channels * made.cells / 3, ff=32 * out * 6)
-    fixed = Resources(lut=2500 + 30 * made.window_bytes, ff=3000)
+    fixed = Resources(lut=2500 + 30 * made.window_bytes, ff=3900)
     return windows.times(made.cells) + epilogue + select + fixed
 
 
@@ -192,37 +203,45 @@ def _buffers(config: HwConfig, urams: bool) -> Resources:
     lanes, window = config.sfu_lanes, row_bytes(config)
     rows = -(-config.float_words // lanes)
     f = memory_blocks(32 * lanes, -(-rows // 2), urams).times(4)  # two readers, two halves each
-    a = memory_blocks(8 * window, -(-config.act_bytes // window // 2), urams).times(2)
-    rotators = Resources(
-        lut=32 * lanes * (lanes.bit_length() + 1) * 3 + 8 * window * (window.bit_length() + 1) * 2,
-        ff=32 * lanes * 4 + 8 * window * 3,
-    )  # fmt: skip
-    return f + a + rotators
+    words = -(-config.act_bytes // window // 2)
+    a = memory_blocks(8 * window, words, urams)
+    if not a.uram:  # a strobe's byte has nine bits in block memory
+        a = memory_blocks(9 * window, words, False)
+    places, bytes_ = (lanes.bit_length() - 1), (window.bit_length() - 1)
+    # Four to one a table: of two rows, rotated, cleared beyond the count; writes are rotated.
+    select = 32 * lanes * (2 * (places + 2) + places) / 2 + 8 * window * (2 * bytes_ + 1) / 2
+    users = 32 * lanes * WRITER_LUT + 16 * lanes + 100
+    return f + a.times(2) + Resources(lut=select + users, ff=2 * 34 * lanes + 9 * window)
+
+
+def _memory(config: HwConfig, channels: int) -> Resources:
+    """LD and ST: fixed parts, the lay-out of a beat to store, the choice of a channel's words."""
+    beat = config.beat_bytes
+    words = min(32 * config.sfu_lanes, 8 * beat)
+    lut = LOAD_STORE[0] + 32 * beat + CHANNEL_LUT * words * channels
+    return Resources(lut=lut, ff=LOAD_STORE[1] + 24 * beat + words)
 
 
 def _control(config: HwConfig) -> Resources:
     program = memory_blocks(32, config.program_words, False)
     params = memory_blocks(32, config.param_words, False)
     queues = memory_blocks(32, QUEUE_DEPTH * 22, False).times(len(UNITS))
-    return program + params + queues + Resources(lut=9000, ff=9500)
+    return program + params + queues + Resources(lut=CONTROL[0], ff=CONTROL[1])
 
 
 def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
     """A core's units by name; their DSPs add up to `dsp_count`."""
     made, channels = matrix_parameters(config), config.channels[core]
     urams = bool(config.slrs) and config.slrs[core].uram > 0
-    vectors = max(config.prefill_tile, config.attention_tile * config.mv_vectors)
-    batches = -(-vectors // made.cells)
+    size = engine_size(config, core)
     array, sfu = _array_dsps(config, core), _sfu_dsps(config)
     epilogue = _epilogue_dsps(config)
-    lines = Resources(lut=24 * config.beat_bytes + 3000, ff=6000)
     return {
-        "channels": _channel(config, made, batches).times(channels) + Resources(dsp=array),
-        "engine": _engine(config, made, channels, batches)
-        + Resources(dsp=epilogue),
+        "channels": _channel(config, made, size).times(channels) + Resources(dsp=array),
+        "engine": _engine(config, made, channels, size.batches) + Resources(dsp=epilogue),
         "sfu": _sfu(config) + Resources(dsp=sfu),
         "buffers": _buffers(config, urams),
-        "memory": lines,
+        "memory": _memory(config, channels),
         "control": _control(config)
         + Resources(dsp=dsp_count(config, core) - array - sfu - epilogue),
     }

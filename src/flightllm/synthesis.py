@@ -27,10 +27,11 @@ scratchpad -set abc9.script "+&scorr;&sweep;&ps;&if,{{W}},{{D}},{{R}},-a,-v;&mfs
 scratchpad -set abc9.verify 0
 read_verilog ram.v
 read_rtlil design.il
+{apart}
 {synth} -top {top} -run begin:map_luts
 rename -hide w:*
 {synth} -run map_luts:
-write_json net.json
+write_json {top}.json
 """
 SYNTH = "synth_xilinx -family {family} -noiopad -noclkbuf{urams}"
 UNITS = {
@@ -40,11 +41,14 @@ UNITS = {
     "StoreUnit": "memory",
 }  # fmt: skip
 """Modules of the units that the model counts apart; the rest is control."""
+SMALL = "Dispatcher/m:*_memory"
+"""Memories of the program and its parameters: block memory, which UltraRAM would mostly waste."""
 SHARED_INPUTS = 5
 """Inputs that the two functions of a site have together at most."""
 LOOKED_AT = 64
 """Candidates behind each input that are tried for the second place of a site."""
 KINDS = ("dsp", "lut", "ff", "bram36", "uram")
+_MODULE = re.compile(r"^module \\(\S+)$", re.MULTILINE)
 
 
 def yosys_command() -> list[str]:
@@ -221,6 +225,9 @@ def _add(total: dict[str, dict[str, float]], more: Mapping[str, Mapping[str, flo
 def synthesised(config: HwConfig) -> list[dict[str, dict[str, float]]]:
     """For each core, each unit's resources by kind; modules that are alike are synthesised once.
 
+    Units are synthesised one after the other, the rest with black boxes in their place: ABC9's time
+    in Yosys grows with what else is in the design.
+
     Raises
     ------
     MissingToolError
@@ -233,11 +240,20 @@ def synthesised(config: HwConfig) -> list[dict[str, dict[str, float]]]:
 
     urams = " -uram" if any(slr.uram for slr in config.slrs) else ""
     synth = SYNTH.format(family=FAMILIES[config.dsp_kind], urams=urams)
+    design = design_rtlil(config)
+    units = [name for name in _MODULE.findall(design) if _base(name) in UNITS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "ram.v").write_text(VERILOG, encoding="utf-8")
-        (folder / "design.il").write_text(design_rtlil(config), encoding="utf-8")
-        (folder / "run.ys").write_text(SCRIPT.format(synth=synth, top=NAME), encoding="utf-8")
-        subprocess.run([*command, "-q", "-s", "run.ys"], cwd=folder, check=True)
-        found = json.loads((folder / "net.json").read_text(encoding="utf-8"))
-    return Netlist(found["modules"]).cores(NAME)
+        (folder / "design.il").write_text(design, encoding="utf-8")
+        modules: dict[str, Any] = {}
+        for top in (NAME, *units):
+            apart = [f"blackbox {unit}" for unit in units if unit != top]
+            apart += [f'setattr -set ram_style "block" {SMALL}'] * (top == NAME)
+            (folder / "run.ys").write_text(
+                SCRIPT.format(synth=synth, top=top, apart="\n".join(apart)), encoding="utf-8"
+            )
+            subprocess.run([*command, "-q", "-s", "run.ys"], cwd=folder, check=True)
+            made = json.loads((folder / f"{top}.json").read_text(encoding="utf-8"))["modules"]
+            modules |= {name: made[name] for name in made if name == top or name not in units}
+    return Netlist(modules).cores(NAME)

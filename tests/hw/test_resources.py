@@ -20,7 +20,7 @@ CELL = re.compile(r"^\s+cell (\S+) \S+$(.*?)^\s+end$", re.MULTILINE | re.DOTALL)
 WIDTH = re.compile(r"\\([AB])_WIDTH (\d+)")
 # Operand widths of a product -> slices of a multiplier of 27 x 18 bits, signed. Narrower ones
 # (addresses) become look-up tables.
-PRODUCTS = {(24, 24): 2, (24, 16): 1, (24, 11): 1, (17, 11): 1, (32, 32): 4}
+PRODUCTS = {(24, 24): 2, (24, 16): 1, (24, 11): 1, (17, 11): 1, (32, 32): 3}
 
 
 def _direct(text: str) -> Counter[str]:

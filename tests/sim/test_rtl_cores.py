@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,17 @@ from random_quantized import random_model  # noqa: E402
 from small_board import small_board  # noqa: E402
 
 from flightllm.compiler.build import build_program  # noqa: E402
+from flightllm.hw import top as top_module  # noqa: E402
+from flightllm.hw import verilog as verilog_module  # noqa: E402
 from flightllm.sim.functional import FunctionalDevice  # noqa: E402
 from flightllm.sim.rtl.device import RtlDevice  # noqa: E402
+from flightllm.sim.rtl.library import Design  # noqa: E402
 from flightllm.sim.rtl.options import memory_model  # noqa: E402
 from flightllm.sim.rtl.simulation import Stop  # noqa: E402
 from flightllm.spec import registers as host  # noqa: E402
 from flightllm.spec.device import memory_sha256  # noqa: E402
 from flightllm.spec.encoding import Op, encode  # noqa: E402
+from flightllm.spec.errors import FlightError  # noqa: E402
 from flightllm.spec.image import Program  # noqa: E402
 from flightllm.spec.isa import Register  # noqa: E402
 from flightllm.spec.registers import ErrorCode  # noqa: E402
@@ -216,3 +221,47 @@ def test_the_watchdog_names_who_waits(device, program: Program) -> None:
     control.write("WATCHDOG", 0)
     control.write("INTERRUPT_ENABLE", 7)
     assert device.run("prefill", {Register.NTOK: 2, Register.LOGITS: 1}).cycles
+
+
+# ------------------------------------------------------------------------------- planted errors
+
+MUTATIONS = [
+    ('getattr(exchange, f"core{c}")', 'getattr(exchange, f"core{len(cores) - 1 - c}")'),
+    ("control.base[first + k]", "control.base[k]"),
+    ("base + source", "source"),
+    ("domain.rst.eq(clear)", "domain.rst.eq(0)"),
+]
+
+
+def stopped_and_run(device: RtlDevice, program: Program) -> tuple[bytes, bytes, str]:
+    """`results` behind a run that was stopped."""
+    device.load(program)
+    control = Host(device)
+    control.write("INTERRUPT_ENABLE", 0)
+    control.start()
+    control.sim.run(1500)
+    control.write("CONTROL", ABORT)
+    control.settle()
+    control.write("INTERRUPT_ENABLE", 7)
+    return results(device, program)
+
+
+@pytest.mark.parametrize("old, new", [("", ""), *MUTATIONS])
+def test_planted_bugs_of_the_top_are_caught(
+    old: str, new: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = inspect.getsource(top_module)
+    assert not old or text.count(old) == 1
+    space = {"__name__": top_module.__name__}
+    exec(text.replace(old, new) if old else text, space)
+    monkeypatch.setattr(verilog_module, "Top", space["Top"])
+    made = verilog_module.verilog_text(BOARD, modelled=True)
+    design = Design(top_module.NAME, sum(BOARD.channels), BOARD.beat_bytes, lambda: made, made)
+    device = RtlDevice(BOARD, design=design, optimise="-O0")
+    try:
+        found = stopped_and_run(device, program)
+    except (AssertionError, FlightError):
+        found = None
+    finally:
+        device.close()
+    assert (found == results(FunctionalDevice(BOARD), program)) == (not old)
