@@ -56,7 +56,8 @@ def _synth(config: HwConfig) -> str:
 
     - Hierarchical up to gates: parts that are alike are worked on once. Then flat, so that what
       crosses modules and what no one reads goes.
-    - Adders as `flightllm.hw.boards.carry` maps them, comparisons with constants as tables.
+    - Adders as `flightllm.hw.boards.carry` maps them. Yosys' own -cmp2softlogic is left alone: in
+      0.70 it is wrong where the constant of a comparison is on the left.
     - ABC, and tables of four inputs alone: wider ones took 60 % more of them in the decode unit,
       and ABC9 of Yosys 0.70 stops at an assertion in this design.
     """
@@ -67,7 +68,7 @@ read_verilog rtl/{MODULE}.v rtl/{TOP}.v
 read_verilog -lib {CARRY_CELLS}
 read_rtlil rtl/shell.il
 hierarchy -top {TOP}
-{run} begin:map_gates -cmp2softlogic
+{run} begin:map_gates
 techmap -map {CARRY_MAP} -map +/techmap.v
 {run} map_gates:map_ffs
 flatten
