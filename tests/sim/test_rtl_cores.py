@@ -226,7 +226,6 @@ def test_the_watchdog_names_who_waits(device, program: Program) -> None:
 # ------------------------------------------------------------------------------- planted errors
 
 MUTATIONS = [
-    ('getattr(exchange, f"core{c}")', 'getattr(exchange, f"core{len(cores) - 1 - c}")'),
     ("control.base[first + k]", "control.base[k]"),
     ("base + source", "source"),
     ("domain.rst.eq(clear)", "domain.rst.eq(0)"),
