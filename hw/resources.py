@@ -115,7 +115,7 @@ def dsp_count(config: HwConfig, core: int) -> int:
 def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
     """What a memory of `depth` words of `width` bits takes: UltraRAM where there is some and it is
     large, block memory, or look-up tables."""
-    if urams and depth >= 2048 and width * depth >= 1 << 17:
+    if urams and depth >= 2048 and width * depth >= 1 << 20:
         beside, behind = -(-width // 72), -(-depth // 4096)
         return Resources(uram=beside * behind, lut=BEHIND_LUT * width * (behind - 1))
     if depth > 128 and width * depth > 4096:
