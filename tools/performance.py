@@ -125,6 +125,17 @@ def bars(measure: Measurer) -> str:
     return table(["command", "figure", "modelled", "bar", "reached", "published"], rows)
 
 
+def fitting(measure: Measurer) -> str:
+    """The bars' figures on the preset of the U280 that fits."""
+    rows = []
+    for bar in (bar for bar in BARS if bar.board == "u280"):
+        figures = [getattr(measure("llama2-7b", board, bar.options), bar.value)
+                   for board in ("u280-fit", "u280")]  # fmt: skip
+        options = " ".join(f"{name} {value}" for name, value in bar.options.items())
+        rows.append([options, bar.value, *(f"{x:.1f}" if x > 2 else f"{x:.3f}" for x in figures)])
+    return table(["llama2-7b", "figure", "`u280-fit`", "`u280`"], rows)
+
+
 def efficiencies(measure: Measurer) -> str:
     """VHK158 at several memory efficiencies."""
     found = measure("llama2-7b", "vhk158", {"weights": "w3.5g128", "context": 1024})
@@ -209,7 +220,7 @@ def memory() -> str:
 def resources() -> str:
     """What the presets take."""
     rows = []
-    for board in ("u280", "u50", "u55c", "vhk158", "v80", "zcu104", "kv260"):
+    for board in ("u280", "u280-fit", "u50", "u55c", "vhk158", "v80", "zcu104", "kv260"):
         found = resource_table(load_config(board))
         rows.append([board, *(_percent(entry) for entry in found.values())])
     return table(["board", "DSP", "LUT", "FF", "BRAM36", "URAM"], rows)
@@ -249,7 +260,8 @@ def page() -> str:
     draw_context(DOCS / "performance-context.svg", "llama2-7b", "u280", options, found)
     draw_layer(DOCS / "performance-layer.svg", "llama2-7b", "u280", options, 1024)
     return text_of({
-        "bars": bars(measure), "efficiencies": efficiencies(measure), "models": models(measure),
+        "bars": bars(measure), "fitting": fitting(measure),
+        "efficiencies": efficiencies(measure), "models": models(measure),
         "small": small(measure), "requests": requests(measure), "paper": paper_u280(measure),
         "memory": memory(), "resources": resources(), "idle": idle(measure),
     })  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flightllm.resources import excess
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import FlightError, InputError, MissingToolError
 
@@ -114,7 +115,8 @@ def make_bitstream(
 
     Parameters
     ----------
-    on_line : gets what the tool says.
+    on_line : gets what the tool says, and before it a warning when the configuration takes more
+        than there is.
 
     Raises
     ------
@@ -128,6 +130,8 @@ def make_bitstream(
     from flightllm.hw.boards import reports
     from flightllm.hw.boards.project import make_project
 
+    if too_much := excess(config):
+        on_line(f"warning: {too_much}")
     project = make_project(config)
     write_project(project, folder)
     missing = [name for name in (project.tool, "make") if shutil.which(name, path=_path()) is None]

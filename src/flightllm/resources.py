@@ -7,7 +7,7 @@ from typing import Any
 
 from flightllm.spec.config import HwConfig
 
-__all__ = ["KINDS", "resource_table", "resource_units"]
+__all__ = ["KINDS", "excess", "resource_table", "resource_units"]
 
 KINDS = ("dsp", "lut", "ff", "bram36", "uram")
 
@@ -41,6 +41,17 @@ def resource_table(config: HwConfig) -> dict[str, Any]:
         whole = _share(sum(used), room or None)
         table[kind] = {**whole, "slrs": dies} if len(dies) > 1 else whole
     return table
+
+
+def excess(config: HwConfig) -> str | None:
+    """A sentence on what the model says is not there, by die; None where everything fits."""
+    over = [
+        f"{share['percent']:.0f} % of the {kind.upper()} of die {die}"
+        for kind, entry in resource_table(config).items()
+        for die, share in enumerate(entry.get("slrs", [entry]))
+        if (share["percent"] or 0) > 100
+    ]
+    return f"{config.name} takes {', '.join(over)} (modelled): it will not fit" if over else None
 
 
 def _share(used: int, available: int | None) -> dict[str, Any]:

@@ -66,11 +66,25 @@ def over(board: str) -> list[tuple[str, int]]:
         (kind, die)
         for kind, entry in table.items()
         for die, share in enumerate(entry.get("slrs", [entry]))
-        if share["used"] > 0.85 * share["available"]
+        if share["used"] > 0.85 * (share["available"] or 0)
     ]
 
 
-@pytest.mark.parametrize("board", ["u50", "u55c", "zcu104", "kv260", "vhk158", "v80", "vck190"])
+@pytest.mark.parametrize(
+    "board",
+    [
+        "u280-fit",
+        "u50",
+        "u55c",
+        "zcu104",
+        "kv260",
+        "pynq-z2",
+        "vhk158",
+        "v80",
+        "vck190",
+        "ulx3s-85f",
+    ],
+)
 def test_a_board_fits_85_percent_of_each_die(board: str) -> None:
     assert over(board) == []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("amaranth")
@@ -138,7 +138,11 @@ def _board(fields: dict[str, object]) -> HwConfig:
     return small_board(slrs=(slr,) * cores, name="drawn", **fields)
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(7200)
+@settings(
+    max_examples=20, suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # each step of a shrink is a build
+)  # fmt: skip
 @given(fields=_BOARDS, variant=st.sampled_from([
     {}, {"bits": 8, "kv_heads": 4}, {"kept": 8, "ffn_dim": 176}, {"bits": 3, "kv_bits": 4},
     {"minima": True}, {"table": True, "bits": 4},
@@ -147,6 +151,7 @@ def test_any_hardware_gives_the_same_bits(fields, variant, stalls, rtl_cache: Pa
     from flightllm.sim.rtl.options import memory_model
 
     config = _board(fields)
+    print(fields, variant, stalls, flush=True)
     program = build_program(random_model(7, **variant), config, "random")
     ids = np.random.default_rng(1).integers(0, 96, 11).tolist()
     results = []

@@ -13,7 +13,8 @@ from flightllm.spec.errors import InputError
 
 SIMULATION = {"tiny", "tiny-2core", "formal"}
 BOARDS = [
-    "kv260", "pynq-z2", "u280", "u50", "u55c", "ulx3s-85f", "v80", "vck190", "vhk158", "zcu104",
+    "kv260", "pynq-z2", "u280", "u280-fit", "u50", "u55c", "ulx3s-85f", "v80", "vck190", "vhk158",
+    "zcu104",
 ]  # fmt: skip
 BRAM36_BYTES, URAM_BYTES = 4096, 32768
 """What a block holds in widths of 32 and 64 bits, parity bits left unused."""

@@ -1,5 +1,7 @@
 """spec.timing: its constants are those of the gateware."""
 
+from dataclasses import replace
+
 import pytest
 
 from flightllm.spec import timing
@@ -72,8 +74,9 @@ def test_twin_slices_of_one_vector(fmt, slices, share):
 
 def test_split_pairs_take_two_steps_on_dsp48e1():
     eight = MatrixFormat(8, 32)
-    packed = timing.matrix_timing(eight, timing.engine_timing(load_config("tiny")), 1)
-    split = timing.matrix_timing(eight, timing.engine_timing(load_config("pynq-z2")), 1)
+    board = load_config("pynq-z2")
+    engines = [timing.engine_timing(replace(board, dsp_kind=k)) for k in ("dsp48e2", "dsp48e1")]
+    packed, split = (timing.matrix_timing(eight, engine, 1) for engine in engines)
     assert split.slices == 2 * packed.slices
 
 
