@@ -21,11 +21,15 @@ DESIGN = """\
 module design_a(
     input clk, input we, input [9:0] wa, ra, input [35:0] wd, output reg [35:0] rd,
     input [3:0] strobes, input [8:0] ba, bra, input [31:0] bd, output reg [31:0] br,
-    input signed [17:0] a, b, output reg signed [35:0] p, input [23:0] x, y, output reg [47:0] q
+    input signed [17:0] a, b, output reg signed [35:0] p, input [23:0] x, y, output reg [47:0] q,
+    output reg [44:0] table_word
 );
     reg [35:0] wide [0:1023];
     reg [31:0] bytes [0:511];
+    reg [44:0] fixed [0:127];  // never written: a block without a clock at its port A
     integer i;
+    initial
+        for (i = 0; i < 128; i = i + 1) fixed[i] = 45'd1234567891 * (i + 1) ^ 45'd3 << i % 44;
     always @(posedge clk) begin
         if (we) wide[wa] <= wd;
         rd <= wide[ra];
@@ -34,6 +38,7 @@ module design_a(
         br <= bytes[bra];
         p <= a * b;
         q <= x * y;
+        table_word <= fixed[ra[6:0]];
     end
 endmodule
 """
@@ -56,7 +61,8 @@ int main() {
         SET(ba, (w >> 34) & near) SET(bra, (w >> 43) & near) SET(bd, uint32_t(z >> 32))
         a.clk = b.clk = 0; a.eval(); b.eval();
         a.clk = b.clk = 1; a.eval(); b.eval();
-        if (cycle > 9000 && (a.rd != b.rd || a.br != b.br || a.p != b.p || a.q != b.q)) {
+        if (cycle > 9000 && (a.rd != b.rd || a.br != b.br || a.p != b.p || a.q != b.q
+                || a.table_word != b.table_word)) {
             std::printf("cycle %d differs\\n", cycle);
             return 1;
         }
@@ -100,4 +106,6 @@ def test_models_and_a_planted_error(tmp_path: Path) -> None:
     models = cells()
     assert compare(tmp_path, models) == 0
     spoilt = models.replace("| in_A & mask_A;", "| in_A;")  # strobes are ignored
+    assert spoilt != models and compare(tmp_path, spoilt) == 1
+    spoilt = models.replace("always @(posedge CLKB)", "always @(posedge CLKA)")  # ROMs stand still
     assert spoilt != models and compare(tmp_path, spoilt) == 1

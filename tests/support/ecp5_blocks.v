@@ -124,6 +124,7 @@ module DP16KD (
         INITVAL_00
     };
 
+    localparam WIDE_A = DATA_WIDTH_A == 36, WIDE_B = DATA_WIDTH_B == 36;
     reg [17:0] words [0:1023];  // each of two bytes of nine bits
     integer k;
     initial
@@ -134,7 +135,8 @@ module DP16KD (
     wire [17:0] in_A = {
         DIA17, DIA16, DIA15, DIA14, DIA13, DIA12, DIA11, DIA10, DIA9, DIA8, DIA7, DIA6, DIA5,
         DIA4, DIA3, DIA2, DIA1, DIA0};
-    reg [17:0] out_A = 0;
+    reg [17:0] narrow_A = 0, wide_A = 0;  // port B's clock moves port A's pins of a wide word
+    wire [17:0] out_A = WIDE_B ? wide_A : narrow_A;
     assign {
         DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5,
         DOA4, DOA3, DOA2, DOA1, DOA0} = out_A;
@@ -171,7 +173,6 @@ module DP16KD (
         shown = (word >> first(width, at)) & (width >= 18 ? 18'h3ffff : (1 << width) - 1);
     endfunction
 
-    localparam WIDE_A = DATA_WIDTH_A == 36, WIDE_B = DATA_WIDTH_B == 36;
     wire write_A = CEA & WEA & ~CSA2 & ~CSA1 & ~CSA0;
     wire write_B = CEB & WEB & ~CSB2 & ~CSB1 & ~CSB0 & ~WIDE_A;
     wire [17:0] mask_A = covered(DATA_WIDTH_A, at_A), mask_B = covered(DATA_WIDTH_B, at_B);
@@ -188,7 +189,8 @@ module DP16KD (
     wire [17:0] old_A = words[row_A] ^ clash_A;
     wire [17:0] old_B = words[row_B] ^ (row_B[0] ? clash_odd : clash_even);
 
-    // Port A writes the lower half of a wide word, and port B's pins hold the upper.
+    // Port A writes the lower half of a wide word, and port B's pins hold the upper. Where port B
+    // writes, its clock is port A's; a memory that is only read has no clock at port A.
     always @(posedge CLKA) begin
         if (write_A & WIDE_A) begin
             words[{row_A[9:1], 1'b0}] <= words[{row_A[9:1], 1'b0}] & ~mask_A | in_A & mask_A;
@@ -198,15 +200,16 @@ module DP16KD (
             words[row_A] <= words[row_A] & ~mask_A | put_A & mask_A;
         if (write_B)
             words[row_B] <= words[row_B] & ~mask_B | put_B & mask_B;
-        if (WIDE_B) begin
-            if (RSTB) out_A <= 0;
-            else if (CEB) out_A <= words[{row_B[9:1], 1'b0}] ^ clash_even;
-        end else if (RSTA)
-            out_A <= 0;
+        if (RSTA)
+            narrow_A <= 0;
         else if (CEA & (~WEA | WRITEMODE_A == "READBEFOREWRITE"))
-            out_A <= shown(DATA_WIDTH_A, at_A, old_A);
+            narrow_A <= shown(DATA_WIDTH_A, at_A, old_A);
         else if (CEA & WRITEMODE_A == "WRITETHROUGH")
-            out_A <= in_A;
+            narrow_A <= in_A;
+    end
+    always @(posedge CLKB) begin
+        if (RSTB) wide_A <= 0;
+        else if (CEB) wide_A <= words[{row_B[9:1], 1'b0}] ^ clash_even;
         if (RSTB)
             out_B <= 0;
         else if (CEB & WIDE_B)
