@@ -2,8 +2,9 @@
 
 Run as ``python tools/calibrate.py [--only TEXT]`` (``make calibrate``). It builds the hardware of
 each preset once, which takes minutes, and runs every case on both executors. The table is written
-after every case. What the hardware did is kept as long as gateware and program are the same, so an
-interrupted run goes on where it stopped, and a changed model is measured in seconds.
+after every case. What the hardware did is kept as long as the generated design and the program are
+the same: an interrupted run goes on where it stopped, a changed model is measured in seconds, and
+sources that changed without changing a case's hardware cost its generation alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,14 @@ def digest(program: Program) -> str:
     return total.hexdigest()[:16]
 
 
+@cache
+def design_digest(config: HwConfig) -> str:
+    """SHA-256 over the hardware's Verilog, as it is simulated, first 16 hex digits."""
+    from flightllm.sim.rtl.device import design_of
+
+    return hashlib.sha256(design_of(config, trace=True).verilog().encode()).hexdigest()[:16]
+
+
 def measure(case: Case, program: Program | None = None,
             known: Mapping[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
     """Both executors on one case: cycles, busy cycles of each unit, and errors in percent.
@@ -238,7 +248,8 @@ def measure(case: Case, program: Program | None = None,
             here = round(mine[f"{unit}.busy"] / cores)
             units[unit] = [there, here, round(100 * (here / there - 1), 2)]
     return {
-        "case": case.name, "program": name, "began": began, "rtl": rtl, "model": model,
+        "case": case.name, "program": name, "design": design_digest(config), "began": began,
+        "rtl": rtl, "model": model,
         "error_percent": round(100 * (model / rtl - 1), 3), "units": units,
         "config": {
             **{name: getattr(config, name) for name in calibration.FIELDS},
@@ -313,14 +324,18 @@ def page(table: Mapping[str, Any]) -> str:
 
 
 def _kept() -> dict[str, dict[str, Any]]:
-    """Rows whose RTL figures were measured with this gateware, by case; `pending` are those that
-    an interrupted run left with another model's."""
+    """Rows whose RTL figures were measured on the hardware that is generated now, by case;
+    `pending` are those that an interrupted run left with another model's."""
     if not TABLE.is_file():
         return {}
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    fresh = table["rtl"] == calibration.digests()["rtl"]
-    rows = [*table["programs"], *table["pending"]] if fresh else []
-    return {row["case"]: row for row in rows}
+    rows = {row["case"]: row for row in (*table["programs"], *table["pending"])}
+    if table["rtl"] == calibration.digests()["rtl"]:
+        return rows
+    return {
+        case.name: rows[case.name] for case in CASES
+        if case.name in rows and rows[case.name].get("design") == design_digest(case.config())
+    }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

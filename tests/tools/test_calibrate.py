@@ -1,6 +1,7 @@
 """tools/calibrate.py: the table, the page, and that a wrong timing is noticed."""
 
 import dataclasses
+import json
 
 import calibrate
 import pytest
@@ -44,6 +45,7 @@ def rtl(monkeypatch):
             pass
 
     monkeypatch.setattr(calibrate, "rtl_device", lambda case, note: Known(note))
+    monkeypatch.setattr(calibrate, "design_digest", lambda config: config.name)
     return case, made
 
 
@@ -71,6 +73,18 @@ def test_figures_of_the_hardware_are_kept_while_the_program_is_the_same(rtl):
     known = {**row, "rtl": row["rtl"] + 1000}
     assert measure(case, made, known)["rtl"] == row["rtl"] + 1000
     assert measure(case, made, {**known, "program": "another"})["rtl"] == row["rtl"]
+
+
+def test_figures_are_kept_while_the_hardware_is_generated_alike(rtl, tmp_path, monkeypatch):
+    rows = [
+        {"case": case.name, "design": design}
+        for case, design in zip(CASES, ("tiny", "another"))
+    ]
+    monkeypatch.setattr(calibrate, "TABLE", tmp_path / "table.json")
+    for digest, kept in ((calibration.digests()["rtl"], rows), ("other sources", rows[:1])):
+        table = {"rtl": digest, "programs": rows, "pending": []}
+        calibrate.TABLE.write_text(json.dumps(table))
+        assert list(calibrate._kept().values()) == kept
 
 
 def test_instructions_that_take_another_time_are_named(monkeypatch):
