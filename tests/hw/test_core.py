@@ -191,7 +191,8 @@ def first_fault(space: Any) -> None:
     async def bench(ctx: Any) -> None:
         for k in range(7):
             ctx.set(dut.addresses[k], 10 + k)
-        for unit, wanted in ((2, 12), (space["DISPATCHER"], 16)):
+        last = (space["DISPATCHER"], 16)
+        for unit, wanted in ((2, 12), last, (0, 10), (5, 15), last, (2, 12), (3, 13)):
             for k, fault in ((1, unit), (2, 4)):
                 ctx.set(dut.faults[k].valid, 1)
                 ctx.set(dut.faults[k].unit, fault)

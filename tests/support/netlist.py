@@ -193,5 +193,9 @@ def _list(ports: list[tuple[str, Any]]) -> str:
     return " ".join(f"X({_mangled(name)},{len(value)})" for name, value in ports)
 
 
+_TAKEN = {"abort", "interrupt"}
+"""Ports whose names mean something to C or C++."""
+
+
 def _mangled(name: str) -> str:
-    return "__SYM__interrupt" if name == "interrupt" else name.replace("__", "___05F")
+    return f"__SYM__{name}" if name in _TAKEN else name.replace("__", "___05F")
