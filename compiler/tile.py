@@ -16,6 +16,7 @@ from flightllm.spec.errors import InputError
 from flightllm.spec.formats import BLOCK as BLOCK_TOKENS
 from flightllm.spec.formats import block_bytes, row_shares
 from flightllm.spec.kvcache import value_format
+from flightllm.spec.parameters import row_words
 
 __all__ = ["CoreTile", "Span", "tile"]
 
@@ -126,7 +127,7 @@ def _tail(rows: int, shape: ModelShape, channels: int, config: HwConfig) -> int:
     memory = config.memory
     rate = memory.peak_gb_s * 1000 / config.clock_mhz / sum(config.channels)  # bytes a cycle
     read = shape.dim * shape.head.fmt.bits / 8 / (channels * min(rate, config.beat_bytes))
-    listed = LISTED / config.sfu_lanes
+    listed = LISTED / row_words(config)
     even = PAIR * channels
     return int(rows * listed / (listed + read)) // even * even
 

@@ -20,6 +20,7 @@ from flightllm.spec.parameters import (
     MatrixParameters,
     matrix_parameters,
     row_bytes,
+    row_words,
 )
 from flightllm.spec.timing import sums_at_once
 
@@ -77,6 +78,8 @@ CHANNEL_LUT, LOAD_STORE = 0.43, (4086, 3142)
 """A bit's of a word that is loaded, of each channel; (LUT, FF) of what has no size."""
 WRITER_LUT = 1.7
 """A bit's, of the choice among those who write to F."""
+MOST_URAM = 0.85
+"""Share of a die's UltraRAM for F, A and weight FIFOs at most; else the FIFOs are block memory."""
 CONTROL = (3850, 2730)
 """(LUT, FF) of the registers, the dispatcher, semaphores, queues and monitors."""
 
@@ -101,7 +104,7 @@ def _sfu_dsps(config: HwConfig) -> int:
 
 
 def _epilogue_dsps(config: HwConfig) -> int:
-    return min(config.sfu_lanes, 16) * PRODUCT_DSPS[config.dsp_kind]
+    return min(row_words(config), 16) * PRODUCT_DSPS[config.dsp_kind]
 
 
 def dsp_count(config: HwConfig, core: int) -> int:
@@ -157,7 +160,7 @@ def _array(config: HwConfig, made: MatrixParameters, size: EngineSize) -> Resour
         + Resources(lut=LANE[0] + (24 + 17) * -(-batches // 64), ff=LANE[1])
     )  # fmt: skip
     cell = Resources(lut=CELL[0] * made.k_lanes, ff=CELL[1] * made.k_lanes)
-    out = min(config.sfu_lanes, 16)
+    out = min(row_words(config), 16)
     depth = 2 * (16 // out) << (batches - 1).bit_length()
     results = memory_blocks(32 * out, depth, False) + lane.times(2)
     slices = Resources(ff=(1 + made.twin) * 20 * made.k_lanes + 100)
@@ -165,10 +168,20 @@ def _array(config: HwConfig, made: MatrixParameters, size: EngineSize) -> Resour
     return (cell + results).times(made.cells) + slices + widen
 
 
-def _channel(config: HwConfig, made: MatrixParameters, size: EngineSize) -> Resources:
+def _weight_fifo(config: HwConfig, core: int) -> Resources:
+    """A channel's, in UltraRAM where F and A leave enough of it."""
+    beat = config.beat_bytes
+    depth = config.prefetch_bytes // beat
+    room = config.slrs[core].uram if config.slrs else 0
+    fifo = memory_blocks(8 * beat, depth, room > 0)
+    taken = _buffers(config, room > 0).uram + config.channels[core] * fifo.uram
+    return fifo if taken <= MOST_URAM * room else memory_blocks(8 * beat, depth, False)
+
+
+def _channel(config: HwConfig, made: MatrixParameters, size: EngineSize, core: int) -> Resources:
     """Decode unit, array, the channel's two masters, and its port."""
     beat = made.beat_bytes
-    fifo = memory_blocks(8 * beat, config.prefetch_bytes // beat, False)
+    fifo = _weight_fifo(config, core)
     masters = Resources(lut=900 + 6 * beat, ff=900 + 20 * beat)
     port = Resources(lut=15.3 * beat, ff=27.4 * beat).times(wants_half_ports(config))
     return _decode(made) + _array(config, made, size) + fifo + masters + port
@@ -176,7 +189,7 @@ def _channel(config: HwConfig, made: MatrixParameters, size: EngineSize) -> Reso
 
 def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: int) -> Resources:
     """What the channels share: windows, sequencer, epilogue."""
-    out = min(config.sfu_lanes, 16)
+    out = min(row_words(config), 16)
     places = max(1, LARGEST_GROUP // made.window_bytes)
     windows = memory_blocks(8 * made.window_bytes, 2 * places * batches, False)
     epilogue = (_part("mul") + _part("add") + _part("half_to_float")).times(out)
@@ -186,13 +199,13 @@ def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: in
 
 
 def _sfu(config: HwConfig) -> Resources:
-    lanes = config.sfu_lanes
+    lanes, words = config.sfu_lanes, row_words(config)
     lane = (
         _part("mul").times(5) + _part("add").times(2) + _part("exp") + _part("recip")
         + _part("to_int8") + Resources(lut=900, ff=800)
     )  # fmt: skip
     sums = _part("add_positive").times(
-        max(lanes - 1, 1) + (16 // lanes).bit_length() + sums_at_once(lanes) - 1
+        words - 1 + (16 // words).bit_length() + sums_at_once(lanes) - 1
     )
     scalars = _part("mul") + _part("add") + _part("recip") + _part("rsqrt") + _part("to_half")
     lists = Resources(lut=150 * config.top_k, ff=64 * config.top_k)
@@ -200,7 +213,7 @@ def _sfu(config: HwConfig) -> Resources:
 
 
 def _buffers(config: HwConfig, urams: bool) -> Resources:
-    lanes, window = config.sfu_lanes, row_bytes(config)
+    lanes, window = row_words(config), row_bytes(config)
     rows = -(-config.float_words // lanes)
     f = memory_blocks(32 * lanes, -(-rows // 2), urams).times(4)  # two readers, two halves each
     words = -(-config.act_bytes // window // 2)
@@ -217,7 +230,7 @@ def _buffers(config: HwConfig, urams: bool) -> Resources:
 def _memory(config: HwConfig, channels: int) -> Resources:
     """LD and ST: fixed parts, the lay-out of a beat to store, the choice of a channel's words."""
     beat = config.beat_bytes
-    words = min(32 * config.sfu_lanes, 8 * beat)
+    words = min(32 * row_words(config), 8 * beat)
     lut = LOAD_STORE[0] + 32 * beat + CHANNEL_LUT * words * channels
     return Resources(lut=lut, ff=LOAD_STORE[1] + 24 * beat + words)
 
@@ -237,7 +250,7 @@ def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
     array, sfu = _array_dsps(config, core), _sfu_dsps(config)
     epilogue = _epilogue_dsps(config)
     return {
-        "channels": _channel(config, made, size).times(channels) + Resources(dsp=array),
+        "channels": _channel(config, made, size, core).times(channels) + Resources(dsp=array),
         "engine": _engine(config, made, channels, size.batches) + Resources(dsp=epilogue),
         "sfu": _sfu(config) + Resources(dsp=sfu),
         "buffers": _buffers(config, urams),

@@ -34,7 +34,7 @@ from flightllm.hw.memory.axi import channel_signature, named_ports
 from flightllm.hw.memory.half_port import FAST, HalfPort
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
-from flightllm.spec.parameters import exchanged_bytes
+from flightllm.spec.parameters import exchanged_bytes, row_words
 
 __all__ = ["ADDRESS_BITS", "NAME", "Top", "check_buildable"]
 
@@ -51,11 +51,9 @@ def check_buildable(config: HwConfig) -> None:
     InputError
         Names the field, the limit and the value.
     """
-    if not 2 <= config.sfu_lanes <= 16:
-        raise InputError(
-            f"sfu_lanes: {config.sfu_lanes} cannot be built, the SFU has 2, 4, 8 or 16 lanes"
-        )
-    if config.cores > config.sfu_lanes:
+    if config.sfu_lanes > 16:
+        raise InputError(f"sfu_lanes: {config.sfu_lanes} cannot be built, the SFU has at most 16")
+    if config.cores > row_words(config):
         raise InputError(
             f"channels: the maxima of {config.cores} cores do not fit {config.sfu_lanes} sfu_lanes"
         )
@@ -130,7 +128,7 @@ class Top(wiring.Component):
                 wiring.connect(m, core.trace, wiring.flipped(getattr(self, f"trace{c}")))
         if len(cores) > 1:
             exchange = Exchange(
-                config.sfu_lanes, exchanged_bytes(config), len(cores)
+                row_words(config), exchanged_bytes(config), len(cores)
             )
             m.submodules.exchange = DomainRenamer("units0")(exchange)
             for c, core in enumerate(cores):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from amaranth.back import rtlil, verilog
 
@@ -12,8 +13,8 @@ from flightllm.spec.config import HwConfig
 from flightllm.spec.handoff import wants_half_ports
 
 __all__ = [
-    "FILE_LIST", "LINT_WAIVERS", "TOP", "WAIVERS", "design_rtlil", "folder_files", "verilog_files",
-    "verilog_text",
+    "FILE_LIST", "LINT_WAIVERS", "TOP", "VENDOR_CELLS", "WAIVERS", "design_rtlil", "folder_files",
+    "verilog_files", "verilog_text",
 ]  # fmt: skip
 
 TOP = NAME
@@ -22,6 +23,7 @@ WAIVERS = "lint.vlt"
 LINT_WAIVERS = """\
 `verilator_config
 // Use: verilator --lint-only -Wall lint.vlt -f flightllm.f --top-module flightllm
+// with vendor_cells.v behind lint.vlt where there is one.
 //
 // Yosys writes operators whose operands Verilog extends or cuts; Amaranth has checked the widths.
 lint_off -rule WIDTHEXPAND
@@ -44,7 +46,13 @@ lint_off -rule DECLFILENAME
 lint_off -rule SYNCASYNCNET
 // "interrupt" is the port's usual name.
 lint_off -rule SYMRSVDWORD
+// A chain leaves ports of AMD's multipliers open; their declarations have no contents.
+lint_off -rule PINMISSING -file "*Cell.v"
+lint_off -rule PINCONNECTEMPTY -file "*Cell.v"
+lint_off -file "*vendor_cells.v"
 """
+VENDOR_CELLS = Path(__file__).parent / "chain" / "vendor_cells.v"
+"""Declarations of AMD's multipliers for lint; synthesis has its own."""
 
 _MODULE = re.compile(r"^module (\w+).*?^endmodule$", re.MULTILINE | re.DOTALL)
 # Nothing ever wakes such a block; in a simulator the constant would never be there.
@@ -83,9 +91,13 @@ def verilog_text(config: HwConfig, **options: bool) -> str:
 
 
 def folder_files(config: HwConfig) -> Mapping[str, str]:
-    """`verilog_files` with a file list, for tools that take `-f`, and the lint waivers."""
+    """`verilog_files` with a file list, for tools that take `-f`, and what lint needs beside them:
+    the waivers, and declarations of AMD's multipliers where there are any."""
     files = verilog_files(config)
-    return {FILE_LIST: "\n".join(sorted(files)) + "\n", WAIVERS: LINT_WAIVERS, **files}
+    beside = {WAIVERS: LINT_WAIVERS}
+    if config.dsp_kind != "inferred":
+        beside[VENDOR_CELLS.name] = VENDOR_CELLS.read_text(encoding="utf-8")
+    return {FILE_LIST: "\n".join(sorted(files)) + "\n", **beside, **files}
 
 
 def verilog_files(config: HwConfig) -> Mapping[str, str]:

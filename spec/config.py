@@ -99,7 +99,8 @@ class HwConfig:
         two products share a DSP48).
     chain_length : DSPs in one CSD-chain.
     float_lanes : float32 group results per cycle beside each channel.
-    sfu_lanes : float32 elements per cycle of each core's special function unit.
+    sfu_lanes : float32 elements per cycle of each core's special function unit; rows of the F
+        buffer have as many words, two at least.
     prefetch_bytes : weight FIFO of each channel.
     act_bytes : INT8 activation buffer of each core.
     float_words : float32 buffer of each core.

@@ -9,7 +9,7 @@ from flightllm.spec.formats import ROW_BLOCK
 
 __all__ = [
     "BLOCK_PAIRS", "LARGEST_GROUP", "LARGEST_HEAD", "MatrixParameters", "exchanged_bytes",
-    "matrix_parameters", "row_bytes",
+    "matrix_parameters", "row_bytes", "row_words",
 ]  # fmt: skip
 
 BLOCK_PAIRS = ROW_BLOCK // 2
@@ -76,17 +76,23 @@ def matrix_parameters(config: HwConfig) -> MatrixParameters:
     )
 
 
+def row_words(config: HwConfig) -> int:
+    """Words of a row of the F buffer: what a read of it takes. One special function lane serves two
+    words in turn."""
+    return max(2, config.sfu_lanes)
+
+
 def row_bytes(config: HwConfig) -> int:
     """Bytes of a row of the A buffer: what a read of it takes."""
     return max(matrix_parameters(config).window_bytes, config.beat_bytes)
 
 
 def exchanged_bytes(config: HwConfig) -> int:
-    """Bytes of the A buffer that a write between cores takes: as many as `sfu_lanes` words have.
+    """Bytes of the A buffer that a write between cores takes: as many as a row of words has.
 
     A device of one core has no such writes, and its A buffer no wider port than the special
     function unit needs.
     """
     if config.cores == 1:
-        return config.sfu_lanes
-    return min(4 * config.sfu_lanes, row_bytes(config))
+        return row_words(config)
+    return min(4 * row_words(config), row_bytes(config))

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from flightllm.spec.config import HwConfig
 from flightllm.spec.formats import BLOCK, MatrixFormat, Second, chunk_bytes, section_bytes
-from flightllm.spec.parameters import MatrixParameters, matrix_parameters
+from flightllm.spec.parameters import MatrixParameters, matrix_parameters, row_words
 
 __all__ = [
     "ADD", "BARRIER", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MASTER_COMMANDS",
@@ -185,7 +185,7 @@ def engine_timing(config: HwConfig, core: int = 0) -> EngineTiming:
     sums = 1 + _cell_latency(made) + made.twin
     return EngineTiming(
         config.channels[core], made.cells, made.k_lanes, made.beat_bytes,
-        max(1, 16 // config.sfu_lanes),
+        max(1, 16 // row_words(config)),
         max(4, 1 << (4 * made.k_lanes // made.beat_bytes - 1).bit_length()),
         sums + 2 + CONVERT + MUL + ADD, made.full_pairs, made.twin,
     )  # fmt: skip
@@ -269,9 +269,16 @@ _INVERSE = 2 + _TABLE + _MUL
 WAYS = 16
 
 
-def _pass(kind: str, n: int, lanes: int) -> int:
+def _asking(n: int, lanes: int, twice: bool = False) -> int:
+    """Cycles in which a pass asks for its words, a row of F at a time: `twice` each for a rotation,
+    and where one lane takes a row's two words in turn."""
+    return -(-n // max(2, lanes)) * (2 if twice or lanes == 1 else 1)
+
+
+def _pass(kind: str, n: int, lanes: int, twice: bool = False) -> int:
     """From a pass's start to where the sequencer can start another."""
-    return -(-n // lanes) + READ_LATENCY + 1 + _PASS[kind] + 2
+    turn = lanes == 1 and kind != "scan"
+    return _asking(n, lanes, twice) + READ_LATENCY + 1 + _PASS[kind] + turn + 2
 
 
 def sums_at_once(lanes: int) -> int:
@@ -295,7 +302,7 @@ Begins = list[int]
 
 def _heads(v: Mapping[str, int], flags: frozenset[str], lanes: int) -> tuple[int, Begins]:
     """headq: passes of rope and of levels take turns, the scalars work on a head between them."""
-    rope = _pass("rope", (2 if "rope" in flags else 1) * -(-v["size"] // lanes), 1)
+    rope = _pass("rope", v["size"], lanes, "rope" in flags)
     levels = _pass("quant", v["pad"], lanes)
     scale = _MUL + (_HALF if "half" in flags else 0)
     jobs, now, rest = v["n1"] * v["heads"], 1, 1
@@ -386,7 +393,7 @@ def _inserting(n: int, k: int, step: int) -> float:
 
 @lru_cache(maxsize=256)
 def _list_cycles(merging: bool, n: int, k: int, parts: int, lanes: int) -> int:
-    step = lanes // 2 if merging else lanes
+    step = max(2, lanes) // (2 if merging else 1)
     fetches = parts * -(-(k if merging else n) // step)
     inserted = fetches * step if merging else round(_inserting(n, k, step))
     # A part ends with a fetch of nothing.
@@ -449,7 +456,7 @@ def misc_reads(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: in
         return []
     length = v[{"headq": "size", "softmax": "length"}.get(function, "n")]
     # Sines are read behind cosines, at the same port.
-    groups = -(-length // lanes) * (2 if function == "headq" and both[function] else 1)
+    groups = _asking(length, lanes, function == "headq" and both[function])
     begins = _passes(function, flags, v, lanes)[1]
     runs = [(begin + 1, begin + 1 + groups) for begin in begins]
     if function == "quant" and both[function] and not shared:

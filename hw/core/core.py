@@ -26,7 +26,12 @@ from flightllm.hw.sfu.unit import SpecialFunctionUnit
 from flightllm.hw.sharing import shared
 from flightllm.spec.config import HwConfig
 from flightllm.spec.isa import UNITS, Unit
-from flightllm.spec.parameters import exchanged_bytes, matrix_parameters, row_bytes
+from flightllm.spec.parameters import (
+    exchanged_bytes,
+    matrix_parameters,
+    row_bytes,
+    row_words,
+)
 from flightllm.spec.registers import ErrorCode
 
 __all__ = ["Core", "control_signature", "trace_signature"]
@@ -63,7 +68,7 @@ def control_signature(config: HwConfig) -> Any:
 
 def trace_signature(config: HwConfig) -> Any:
     """What a simulator may want to see of a core; see hw/top.py."""
-    bits, lanes = (config.program_words - 1).bit_length(), config.sfu_lanes
+    bits, lanes = (config.program_words - 1).bit_length(), row_words(config)
     unit = wiring.Signature({"start": Out(1), "done": Out(1), "address": Out(bits)})
     sent = wiring.Signature({
         "valid": Out(1), "first": Out(1), "unit": Out(3), "address": Out(bits), "word": Out(32),
@@ -97,7 +102,7 @@ class Core(wiring.Component):
             "axi": Out(
                 channel_signature(config.beat_bytes, address_bits)
             ).array(self._channels),
-            "link": Out(link_signature(config.sfu_lanes, exchanged_bytes(config))),
+            "link": Out(link_signature(row_words(config), exchanged_bytes(config))),
             "trace": Out(trace_signature(config)),
         })  # fmt: skip
 
@@ -125,7 +130,7 @@ class Core(wiring.Component):
         config, channels = self._config, self._channels
         made = matrix_parameters(config)
         size = engine_size(config, config.channels.index(channels))
-        lanes, self.levels = config.sfu_lanes, exchanged_bytes(config)
+        lanes, self.levels = row_words(config), exchanged_bytes(config)
         self.window = row_bytes(config)
         self.engine_window = size.window_bytes
         m.submodules.ld = self.ld = LoadUnit(
@@ -139,7 +144,7 @@ class Core(wiring.Component):
             self._modelled,
         ))  # fmt: skip
         self.misc = self._add(
-            m, "misc", SpecialFunctionUnit(lanes, config.top_k, config.cores)
+            m, "misc", SpecialFunctionUnit(config.sfu_lanes, config.top_k, config.cores)
         )
         self.sys = self._add(m, "sys", SystemUnit(lanes, self.levels, self.window, config.cores))
         wiring.connect(m, self.sys.link, wiring.flipped(self.link))
@@ -179,7 +184,7 @@ class Core(wiring.Component):
     def _buffers(self, m: Module) -> None:
         config = self._config
         self.buffers = buffers = self._add(m, "buffers", CoreBuffers(
-            config.float_words, config.act_bytes, config.sfu_lanes, self.levels, self.window,
+            config.float_words, config.act_bytes, row_words(config), self.levels, self.window,
             self.engine_window,
         ))  # fmt: skip
         for name, port in (

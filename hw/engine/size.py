@@ -9,6 +9,7 @@ from flightllm.spec.parameters import (
     LARGEST_GROUP,
     LARGEST_HEAD,
     matrix_parameters,
+    row_words,
 )
 
 __all__ = ["BLOCK_PAIRS", "EngineSize", "engine_size"]
@@ -87,6 +88,6 @@ def engine_size(config: HwConfig, core: int = 0) -> EngineSize:
     vectors = max(config.prefill_tile, config.attention_tile * config.mv_vectors)
     pairs = max(BLOCK_PAIRS, -(-(LARGEST_HEAD // 2) // channels))
     return EngineSize(
-        channels, made.k_lanes, made.cells, config.sfu_lanes, vectors,
+        channels, made.k_lanes, made.cells, row_words(config), vectors,
         pairs * -(-vectors // made.cells), made.twin,
     )  # fmt: skip

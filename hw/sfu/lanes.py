@@ -56,16 +56,17 @@ class Latencies:
 
     Parameters
     ----------
-    add, mul : latencies of `FloatAdd` and `FloatMul`.
+    add, mul : latencies of `FloatAdd` and `FloatMul`. words : of a group that a lane serves, one
+        after the other; results of a group are there with that of its last word.
     """
 
-    def __init__(self, add: int, mul: int) -> None:
-        self.add, self.mul = add, mul
+    def __init__(self, add: int, mul: int, words: int = 1) -> None:
+        self.add, self.mul, self.later = add, mul, words - 1
         # As FloatExp and FloatRecip state them; Lane asserts it.
         self.exp, self.recip = 4 * add + 3 * mul + 6, 2 * (add + mul) + 3
         self.front = 4 * mul + add
         sigmoid = self.exp + add + self.recip
-        self.result = {
+        result = {
             LaneMode.ADD: add,
             LaneMode.STAT: mul,
             LaneMode.QUANT: 2 * mul + CONVERT,
@@ -75,7 +76,9 @@ class Latencies:
             LaneMode.RELU: 2 * mul,
             LaneMode.GELU: self.front + sigmoid + 2 * mul,
         }
-        self.summand = {LaneMode.STAT: mul, LaneMode.SOFT: add + self.exp}
+        summand = {LaneMode.STAT: mul, LaneMode.SOFT: add + self.exp}
+        self.result = {mode: cycles + self.later for mode, cycles in result.items()}
+        self.summand = {mode: cycles + self.later for mode, cycles in summand.items()}
         self.x_again = {LaneMode.SILU: sigmoid, LaneMode.GELU: self.front + sigmoid}
         self.y_again = {LaneMode.SOFT: add + self.exp, LaneMode.SILU: sigmoid + mul}
         self.longest = max(self.result.values())
@@ -122,7 +125,8 @@ class Lane(wiring.Component):
 
     Members
     -------
-    mode : In(LaneMode). x, y : In, operands. z, partner, minus : In, rope's second pair and sign.
+    mode : In(LaneMode). x, y : In, operands. z, partner : In, rope's second pair; minus : its sign,
+    when the products are there.
     keep : In, the element counts, in the cycle of the summand (soft).
     x_again, y_again : In, the operands as they were `Latencies.x_again` and `y_again` ago.
     factor : In, what soft subtracts. inverse : In, the quantiser's factor. narrow : In, +-7.

@@ -1,9 +1,10 @@
 """One pass of the lanes over a vector: requests, lanes, maxima and sums behind them."""
 
 from enum import IntEnum
+from types import SimpleNamespace
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -64,7 +65,8 @@ class Pass(wiring.Component):
 
     Parameters
     ----------
-    lanes : a power of two, 2 to 16. add, mul : latencies of the float units.
+    lanes : a power of two, 1 to 16; one lane takes the two words of a group in turn. add, mul :
+        latencies of the float units.
 
     Members
     -------
@@ -82,9 +84,11 @@ class Pass(wiring.Component):
     """
 
     def __init__(self, lanes: int, add: int, mul: int) -> None:
-        if lanes not in (2, 4, 8, 16):
-            raise ValueError(f"SFU lanes must be 2, 4, 8 or 16, not {lanes!r}")
-        self.lanes, self.latencies = lanes, Latencies(add, mul)
+        if lanes not in (1, 2, 4, 8, 16):
+            raise ValueError(f"SFU lanes must be 1, 2, 4, 8 or 16, not {lanes!r}")
+        self.in_turn = lanes == 1
+        self.lanes = lanes = max(2, lanes)  # words of a group
+        self.latencies = Latencies(add, mul, 2 if self.in_turn else 1)
         words = ("x", "y", "z", "dst", "n", "pad")
         super().__init__(
             {
@@ -117,12 +121,13 @@ class Pass(wiring.Component):
         issued = Signal(tag)
         self._issue(m, issued)
         x, y, z = self._operands(m, issued)
-        lanes = self._lanes(m, x, y, z)
+        lanes = self._one_lane(m, x, y, z, issued) if self.in_turn else self._lanes(m, x, y, z)
         depth = READ_LATENCY + self.latencies.longest + 2
         result = self._tag_at(m, "result", tag, issued, depth, self.latencies.result)
         summand = self._tag_at(m, "summand", tag, issued, depth, self.latencies.summand)
-        for lane, keep in zip(lanes, summand.keep):
-            m.d.comb += lane.keep.eq(keep)
+        if not self.in_turn:
+            for lane, keep in zip(lanes, summand.keep):
+                m.d.comb += lane.keep.eq(keep)
         self._local_write(m, lanes, result)
         self._outputs(m, lanes, result)
         self._maxima(m, lanes, result)
@@ -133,10 +138,11 @@ class Pass(wiring.Component):
     # ---------------------------------------------------------------------------- requests
 
     def _issue(self, m: Module, issued: Any) -> None:
-        """Requests, one group of lanes a cycle (rope: two cycles), then the drain."""
+        """Requests, one group of words a cycle (rope, and one lane: two cycles), then the drain."""
         place, left = Signal(32), Signal(32)
         active, second = Signal(), Signal()
         rope = (self.kind == PassKind.ROPE) & self.turn
+        twice = Const(1) if self.in_turn else rope
         go, inside = Signal(), Signal()
         single = _one_of(self.kind, (PassKind.RELU, PassKind.GELU, PassKind.LEVELS))
         uses_y = Mux(self.kind == PassKind.ROPE, self.turn, ~self.unit_y & ~single)
@@ -147,7 +153,7 @@ class Pass(wiring.Component):
             self.read_x.addr.eq(self.x + place),
             self.read_y.en.eq(inside & uses_y),
             self.read_y.addr.eq(self.y + place),
-            issued.valid.eq(go & (~rope | second)),
+            issued.valid.eq(go & (~twice | second)),
             issued.last.eq(left <= self.lanes),
             issued.count.eq(Mux(left <= self.lanes, left, self.lanes)),
             issued.dst.eq(self.dst + place),
@@ -222,31 +228,76 @@ class Pass(wiring.Component):
             m.d.comb += y.eq(self.read_y.data)
         return x, y, z
 
-    def _lanes(self, m: Module, x: Any, y: Any, z: Any) -> list[Lane]:
+    def _again(self, m: Module, name: str, mode: Any, source: Any) -> Any:
+        """An operand when its lane wants it a second time."""
+        cycles = getattr(self.latencies, f"{name}_again")
+        width = len(source)
+        m.submodules[f"past_{name}"] = past = PastValues(width, max(cycles.values()) + 2)
+        ago = Array(cycles.get(lane_mode, 2) for lane_mode in LaneMode)
+        m.d.comb += [past.i.eq(source), past.ago.eq(ago[mode])]
+        return past.o
+
+    def _mode(self, m: Module) -> Signal:
         modes = Array(int(_MODES[kind]) for kind in PassKind)
         mode = Signal(LaneMode)
         m.d.comb += mode.eq(modes[self.kind])
-        again = {}
-        for name, source, cycles in (
-            ("x", x, self.latencies.x_again), ("y", y, self.latencies.y_again),
+        return mode
+
+    def _lane(self, m: Module, k: int, mode: Any, **operands: Any) -> Lane:
+        m.submodules[f"lane{k}"] = lane = Lane(self.latencies)
+        m.d.comb += [
+            lane.mode.eq(mode),
+            *(getattr(lane, name).eq(value) for name, value in operands.items()),
+            lane.factor.eq(self.factor), lane.inverse.eq(self.inverse),
+            lane.narrow.eq(self.narrow),
+        ]  # fmt: skip
+        return lane
+
+    def _lanes(self, m: Module, x: Any, y: Any, z: Any) -> list[Any]:
+        """A lane for each word; `keep` is left to be connected."""
+        mode = self._mode(m)
+        x_again, y_again = (
+            data.View(x.shape(), self._again(m, name, mode, Value.cast(source)))
+            for name, source in (("x", x), ("y", y))
+        )
+        return [
+            self._lane(
+                m, k, mode, x=x[k], y=y[k], z=z[k], partner=x[k ^ 1], minus=k % 2 == 0,
+                x_again=x_again[k], y_again=y_again[k],
+            )  # fmt: skip
+            for k in range(self.lanes)
+        ]
+
+    def _one_lane(self, m: Module, x: Any, y: Any, z: Any, issued: Any) -> list[Any]:
+        """One lane for both words of a group: the second enters a cycle later, out of registers,
+        and the first one's results wait for it."""
+        mode, second = self._mode(m), Signal()
+        valid, keep = (
+            delay(m, Const(1), part, READ_LATENCY, f"{name}_turn")
+            for name, part in (("valid", issued.valid), ("keep", issued.keep))
+        )
+        m.d.sync += second.eq(valid)
+        words = {}
+        for name, now, later in (
+            ("x", x[0], x[1]), ("partner", x[1], x[0]), ("y", y[0], y[1]), ("z", z[0], z[1]),
+            ("keep", keep[0], keep[1]),
         ):  # fmt: skip
-            width = 32 * self.lanes
-            m.submodules[f"past_{name}"] = past = PastValues(width, max(cycles.values()) + 2)
-            ago = Array(cycles.get(lane_mode, 2) for lane_mode in LaneMode)
-            m.d.comb += [past.i.eq(source), past.ago.eq(ago[mode])]
-            again[name] = data.View(data.ArrayLayout(32, self.lanes), past.o)
-        lanes = []
-        for k in range(self.lanes):
-            m.submodules[f"lane{k}"] = lane = Lane(self.latencies)
-            m.d.comb += [
-                lane.mode.eq(mode), lane.x.eq(x[k]), lane.y.eq(y[k]), lane.z.eq(z[k]),
-                lane.partner.eq(x[k ^ 1]), lane.minus.eq(k % 2 == 0),
-                lane.x_again.eq(again["x"][k]), lane.y_again.eq(again["y"][k]),
-                lane.factor.eq(self.factor), lane.inverse.eq(self.inverse),
-                lane.narrow.eq(self.narrow),
-            ]  # fmt: skip
-            lanes.append(lane)
-        return lanes
+            held, word = (Signal(len(now), name=f"{name}_{part}") for part in ("held", "turn"))
+            m.d.sync += held.eq(later)
+            m.d.comb += word.eq(Mux(second, held, now))
+            words[name] = word
+        y_again = self._again(m, "y", mode, Cat(words["y"], words.pop("keep")))
+        lane = self._lane(
+            m, 0, mode, **words, minus=delay(m, Const(1), ~second, self.latencies.mul, "minus"),
+            x_again=self._again(m, "x", mode, words["x"]), y_again=y_again[:32], keep=y_again[32],
+        )  # fmt: skip
+        first = SimpleNamespace()
+        for name in ("value", "square", "power", "level"):
+            result = getattr(lane, name)
+            held = Signal(result.shape(), name=f"first_{name}")
+            m.d.sync += held.eq(result)
+            setattr(first, name, held)
+        return [first, lane]
 
     def _tag_at(self, m: Module, name: str, tag: Any, issued: Any, depth: int,
                 cycles: dict[LaneMode, int]) -> Any:  # fmt: skip
@@ -276,7 +327,7 @@ class Pass(wiring.Component):
         m.d.comb += [read.addr.eq(Cat(place, self.half)), read.en.eq(1)]
         return delay(m, Const(1), read.data, READ_LATENCY - 1, "local_data")
 
-    def _local_write(self, m: Module, lanes: list[Lane], result: Any) -> None:
+    def _local_write(self, m: Module, lanes: list[Any], result: Any) -> None:
         write, place = self._local.write_port(), Signal(range(HEAD // self.lanes))
         ours = result.valid & (self.kind == PassKind.ROPE)
         with m.If(self.start):
@@ -290,7 +341,7 @@ class Pass(wiring.Component):
 
     # ---------------------------------------------------------------------------- results
 
-    def _outputs(self, m: Module, lanes: list[Lane], result: Any) -> None:
+    def _outputs(self, m: Module, lanes: list[Any], result: Any) -> None:
         f, a = self.f_write, self.a_write
         m.d.comb += [
             a.en.eq(result.valid & _one_of(self.kind, _LEVEL_OUT)),
@@ -303,7 +354,7 @@ class Pass(wiring.Component):
                 a.data[k].eq(Mux(result.keep[k], lane.level, 0)), f.data[k].eq(lane.value),
             ]  # fmt: skip
 
-    def _maxima(self, m: Module, lanes: list[Lane], result: Any) -> None:
+    def _maxima(self, m: Module, lanes: list[Any], result: Any) -> None:
         """Largest magnitude of the results, a register behind them."""
         magnitudes = [
             Mux(result.keep[k], lane.value.as_value()[:31], 0) for k, lane in enumerate(lanes)
@@ -336,7 +387,7 @@ class Pass(wiring.Component):
             with m.If(other > self.highest_y):
                 m.d.sync += self.highest_y.eq(other)
 
-    def _sums(self, m: Module, lanes: list[Lane], summand: Any) -> None:
+    def _sums(self, m: Module, lanes: list[Any], summand: Any) -> None:
         """Block sums: to F for stat, to the accumulators' port for soft."""
         m.submodules.blocks = blocks = BlockSums(self.lanes, self.latencies.add)
         soft = self.kind == PassKind.SOFT

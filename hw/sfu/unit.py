@@ -38,7 +38,8 @@ class SpecialFunctionUnit(wiring.Component):
 
     Parameters
     ----------
-    lanes : elements a cycle, 2 to 16. top_k : longest list of TOPK. cores : parts of a maximum.
+    lanes : elements a cycle, 1 to 16; ports have 2 words at least. top_k : longest list of TOPK.
+    cores : parts of a maximum.
     add, mul : latencies of the float units.
 
     Members
@@ -48,9 +49,10 @@ class SpecialFunctionUnit(wiring.Component):
     """
 
     def __init__(self, lanes: int, top_k: int, cores: int, add: int = 3, mul: int = 3) -> None:
-        if cores > lanes:
-            raise ValueError(f"SFU: {cores} cores' maxima do not fit {lanes} lanes")
-        self.lanes, self.top_k, self.cores = lanes, top_k, cores
+        words = max(2, lanes)
+        if cores > words:
+            raise ValueError(f"SFU: {cores} cores' maxima do not fit {words} words")
+        self.lanes, self.words, self.top_k, self.cores = lanes, words, top_k, cores
         self.add, self.mul = add, mul
         times = Latencies(add, mul)
         # A softmax's inverse is ready before its first exponential wants it.
@@ -59,10 +61,10 @@ class SpecialFunctionUnit(wiring.Component):
             {
                 "queue": In(stream.Signature(32)),
                 "semaphores": Out(semaphore_signature),
-                "read_x": Out(read_signature(lanes)),
-                "read_y": Out(read_signature(lanes)),
-                "f_write": Out(write_signature(lanes, 32)),
-                "a_write": Out(write_signature(lanes, 8)),
+                "read_x": Out(read_signature(words)),
+                "read_y": Out(read_signature(words)),
+                "f_write": Out(write_signature(words, 32)),
+                "a_write": Out(write_signature(words, 8)),
                 "busy": Out(1),
             }
         )
@@ -392,13 +394,13 @@ class SpecialFunctionUnit(wiring.Component):
     def _lists(self, m: Module) -> None:
         """topk and merge: fetch a few words, insert those that pass the bar, write the list."""
         merging = self.front.function == _function("merge")
-        held = Signal(32 * self.lanes)
-        words = [held.word_select(k, 32) for k in range(self.lanes)]
-        lane, pair = Signal(range(self.lanes + 1)), Signal(32)
+        held = Signal(32 * self.words)
+        words = [held.word_select(k, 32) for k in range(self.words)]
+        lane, pair = Signal(range(self.words + 1)), Signal(32)
         part, base = Signal(32), Signal(32)
         k = Mux(merging, self._op("merge", "k"), self._op("topk", "k"))
         count = Mux(merging, k, self._op("topk", "n"))
-        step = Mux(merging, self.lanes // 2, self.lanes)
+        step = Mux(merging, self.words // 2, self.words)
         top = self.top
         with m.State("list"):
             m.d.sync += [part.eq(0), pair.eq(0), base.eq(

@@ -23,7 +23,7 @@ from flightllm.spec.errors import VerifyError
 from flightllm.spec.formats import ALIGN, row_shares
 from flightllm.spec.image import Program
 from flightllm.spec.isa import QUEUE_DEPTH, UNITS, Unit
-from flightllm.spec.parameters import exchanged_bytes
+from flightllm.spec.parameters import exchanged_bytes, row_words
 
 __all__ = ["CoreTime", "Started"]
 
@@ -298,7 +298,7 @@ class CoreTime:
             return None
         addr, _, n, count, mstride = run.values[:5]
         size = 2 if "half" in run.step.flags else 4
-        width = min(self.config.sfu_lanes, self.memory.beat // size)
+        width = min(row_words(self.config), self.memory.beat // size)
         shares = [b - a for a, b in row_shares(n, self.channels)]
         beats = np.array([-(-share * size // self.memory.beat) for share in shares], np.int64)
         asked = written = run.start + timing.vector_setup(n)
@@ -325,7 +325,7 @@ class CoreTime:
         if run.progress is None:
             values = run.step.named(run.values)
             jobs = store_jobs(run.step.kind.name, values, self.channels, self.memory.beat,
-                              self.config.sfu_lanes)  # fmt: skip
+                              row_words(self.config))  # fmt: skip
             begin = run.start + timing.store_setup(run.step.kind.name, values, self.channels)
             walk = np.array([begin - 1, -1e9, begin, 0, 0])
             run.progress = [jobs, 0, walk, np.full(timing.STORE_BEATS, -1e9)]
@@ -435,7 +435,7 @@ class CoreTime:
         """Messages of a core's slice at a gather."""
         _, n, n1, _ = values
         act = "act" in step.flags
-        return n1 * -(-n // (exchanged_bytes(self.config) if act else self.config.sfu_lanes))
+        return n1 * -(-n // (exchanged_bytes(self.config) if act else row_words(self.config)))
 
 
 def _nothing(channels: int) -> Transfer:

