@@ -148,7 +148,7 @@ def test_wheel_from_sdist_holds_everything(tmp_path: Path) -> None:
     source = tmp_path / "source"
     expected |= {f"flightllm/{f.name}" for f in (source / "src/flightllm").glob("*.py")}
     for part in (*PARTS, "src/flightllm/cli"):
-        for pattern in ("*.py", "*.json", "presets/*.toml", "demo/*", "*.cpp", "*.h"):
+        for pattern in ("*.py", "*.json", "presets/*.toml", "demo/*", "*.cpp", "*.h", "*.v"):
             files = [file for file in (source / part).rglob(pattern) if file.is_file()]
             expected |= {
                 f"flightllm/{file.relative_to(source).as_posix().removeprefix('src/flightllm/')}"

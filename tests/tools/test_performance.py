@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import performance
 from performance import BARS, bars, command, table, text_of
 
-SECTIONS = ("bars", "efficiencies", "models", "small", "requests", "paper", "memory", "resources",
-            "idle")  # fmt: skip
+SECTIONS = ("bars", "fitting", "efficiencies", "models", "small", "requests", "paper", "memory",
+            "resources", "idle")  # fmt: skip
 
 
 def test_the_page_has_every_section():
