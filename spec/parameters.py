@@ -9,7 +9,7 @@ from flightllm.spec.formats import ROW_BLOCK
 
 __all__ = [
     "BLOCK_PAIRS", "LARGEST_GROUP", "LARGEST_HEAD", "MatrixParameters", "exchanged_bytes",
-    "matrix_parameters", "row_bytes", "row_words",
+    "matrix_parameters", "row_bytes", "row_words", "words_of",
 ]  # fmt: skip
 
 BLOCK_PAIRS = ROW_BLOCK // 2
@@ -76,10 +76,14 @@ def matrix_parameters(config: HwConfig) -> MatrixParameters:
     )
 
 
+def words_of(lanes: int) -> int:
+    """Words that so many special function lanes take together; one lane takes two in turn."""
+    return max(2, lanes)
+
+
 def row_words(config: HwConfig) -> int:
-    """Words of a row of the F buffer: what a read of it takes. One special function lane serves two
-    words in turn."""
-    return max(2, config.sfu_lanes)
+    """Words of a row of the F buffer: what a read of it takes."""
+    return words_of(config.sfu_lanes)
 
 
 def row_bytes(config: HwConfig) -> int:

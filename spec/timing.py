@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from flightllm.spec.config import HwConfig
 from flightllm.spec.formats import BLOCK, MatrixFormat, Second, chunk_bytes, section_bytes
-from flightllm.spec.parameters import MatrixParameters, matrix_parameters, row_words
+from flightllm.spec.parameters import MatrixParameters, matrix_parameters, row_words, words_of
 
 __all__ = [
     "ADD", "BARRIER", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MASTER_COMMANDS",
@@ -272,7 +272,7 @@ WAYS = 16
 def _asking(n: int, lanes: int, twice: bool = False) -> int:
     """Cycles in which a pass asks for its words, a row of F at a time: `twice` each for a rotation,
     and where one lane takes a row's two words in turn."""
-    return -(-n // max(2, lanes)) * (2 if twice or lanes == 1 else 1)
+    return -(-n // words_of(lanes)) * (2 if twice or lanes == 1 else 1)
 
 
 def _pass(kind: str, n: int, lanes: int, twice: bool = False) -> int:
@@ -393,7 +393,7 @@ def _inserting(n: int, k: int, step: int) -> float:
 
 @lru_cache(maxsize=256)
 def _list_cycles(merging: bool, n: int, k: int, parts: int, lanes: int) -> int:
-    step = max(2, lanes) // (2 if merging else 1)
+    step = words_of(lanes) // (2 if merging else 1)
     fetches = parts * -(-(k if merging else n) // step)
     inserted = fetches * step if merging else round(_inserting(n, k, step))
     # A part ends with a fetch of nothing.

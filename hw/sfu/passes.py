@@ -14,6 +14,7 @@ from flightllm.hw.floating.pipeline import delay
 from flightllm.hw.sfu.lanes import ONE, Lane, LaneMode, Latencies, PastValues
 from flightllm.hw.sfu.ports import READ_LATENCY, read_signature, write_signature
 from flightllm.hw.sfu.reduce import BlockSums
+from flightllm.spec.parameters import words_of
 
 __all__ = ["HEAD", "Pass", "PassKind", "order_key", "unkey"]
 
@@ -87,8 +88,8 @@ class Pass(wiring.Component):
         if lanes not in (1, 2, 4, 8, 16):
             raise ValueError(f"SFU lanes must be 1, 2, 4, 8 or 16, not {lanes!r}")
         self.in_turn = lanes == 1
-        self.lanes = lanes = max(2, lanes)  # words of a group
-        self.latencies = Latencies(add, mul, 2 if self.in_turn else 1)
+        self.lanes = lanes = words_of(lanes)  # of a group
+        self.latencies = Latencies(add, mul, lanes if self.in_turn else 1)
         words = ("x", "y", "z", "dst", "n", "pad")
         super().__init__(
             {

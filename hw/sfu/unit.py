@@ -17,6 +17,7 @@ from flightllm.hw.sfu.walks import WALKS, Walk
 from flightllm.hw.sharing import shared
 from flightllm.spec.encoding import float_bits
 from flightllm.spec.isa import Unit, by_name
+from flightllm.spec.parameters import words_of
 from flightllm.spec.timing import sums_at_once
 
 __all__ = ["SpecialFunctionUnit"]
@@ -49,7 +50,7 @@ class SpecialFunctionUnit(wiring.Component):
     """
 
     def __init__(self, lanes: int, top_k: int, cores: int, add: int = 3, mul: int = 3) -> None:
-        words = max(2, lanes)
+        words = words_of(lanes)
         if cores > words:
             raise ValueError(f"SFU: {cores} cores' maxima do not fit {words} words")
         self.lanes, self.words, self.top_k, self.cores = lanes, words, top_k, cores

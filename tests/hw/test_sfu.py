@@ -16,6 +16,7 @@ from flightllm.sim.functional import misc
 from flightllm.sim.functional.core import Buffer
 from flightllm.sim.rtl.verilate import verilate
 from flightllm.spec.encoding import Op, encode
+from flightllm.spec.parameters import words_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from floating_cases import CACHE  # noqa: E402
@@ -27,7 +28,7 @@ def built(lanes: int) -> Path:
     unit = SpecialFunctionUnit(lanes, TOP_K, 2)
     text = rtlil.convert(unit, name="sfu", emit_src=False)
     harness = Path(__file__).with_name("sfu_harness.cpp")
-    return verilate(text, "sfu", harness, CACHE, [f"LANES={max(2, lanes)}"])
+    return verilate(text, "sfu", harness, CACHE, [f"LANES={words_of(lanes)}"])
 
 
 @pytest.fixture(scope="module")
