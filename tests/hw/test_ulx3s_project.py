@@ -143,7 +143,9 @@ def test_the_tools_make_a_bitstream(tmp_path: Path, monkeypatch) -> None:
     netlist = (tmp_path / "board" / "build" / "netlist.v").read_text()
     assert "EHXPLLL" in netlist and "TRELLIS_FF" in netlist
     # A clock that cannot be met fails the build, in nextpnr's own words.
-    lpf = tmp_path / "board" / "ulx3s.lpf"
-    lpf.write_text(lpf.read_text().replace("25 MHZ", "900 MHZ"))
+    makefile = tmp_path / "board" / "Makefile"
+    assert '"20000000.000000"' in makefile.read_text()
+    makefile.write_text(makefile.read_text().replace('"20000000.0', '"900000000.0'))
+    (tmp_path / "board" / "build" / "placed.json").touch()
     with pytest.raises(FlightError, match="(?i)max frequency"):
         run_make(tmp_path / "board", said.append)

@@ -3,7 +3,8 @@
 // (memory usage), FPGA-TN-02205 (sysDSP).
 //
 // What one port writes and the other reads in the same cycle: the chip gives the reader no promise.
-// The model gives it the complement of the old bits, so that a design that relies on any fails.
+// The model gives it the complement of the old bits, so that a design that relies on any fails. Where
+// one of the two clocks is inverted, half a cycle lies between them.
 
 module MULT18X18D (
     input A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0,
@@ -183,7 +184,10 @@ module DP16KD (
     wire [17:0] upper_A = {{9{at_A[3]}}, {9{at_A[2]}}};
     wire [17:0] even_A = {18{write_A & (WIDE_A | ~row_A[0])}} & mask_A;
     wire [17:0] odd_A = {18{write_A & (WIDE_A | row_A[0])}} & (WIDE_A ? upper_A : mask_A);
-    wire met = row_A[9:1] == row_B[9:1];
+    localparam TURNED_A = CLKAMUX == "INV", TURNED_B = CLKBMUX == "INV";
+    localparam HALF = TURNED_A != TURNED_B;
+    wire clock_A = CLKA ^ TURNED_A, clock_B = CLKB ^ TURNED_B;
+    wire met = ~HALF & row_A[9:1] == row_B[9:1];
     wire [17:0] clash_A = {18{met & write_B & row_A == row_B}} & mask_B;
     wire [17:0] clash_even = {18{met}} & even_A, clash_odd = {18{met}} & odd_A;
     wire [17:0] old_A = words[row_A] ^ clash_A;
@@ -191,7 +195,7 @@ module DP16KD (
 
     // Port A writes the lower half of a wide word, and port B's pins hold the upper. Where port B
     // writes, its clock is port A's; a memory that is only read has no clock at port A.
-    always @(posedge CLKA) begin
+    always @(posedge clock_A) begin
         if (write_A & WIDE_A) begin
             words[{row_A[9:1], 1'b0}] <= words[{row_A[9:1], 1'b0}] & ~mask_A | in_A & mask_A;
             words[{row_A[9:1], 1'b1}] <= words[{row_A[9:1], 1'b1}] & ~upper_A
@@ -207,7 +211,7 @@ module DP16KD (
         else if (CEA & WRITEMODE_A == "WRITETHROUGH")
             narrow_A <= in_A;
     end
-    always @(posedge CLKB) begin
+    always @(posedge clock_B) begin
         if (RSTB) wide_A <= 0;
         else if (CEB) wide_A <= words[{row_B[9:1], 1'b0}] ^ clash_even;
         if (RSTB)
