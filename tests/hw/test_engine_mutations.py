@@ -52,7 +52,7 @@ def zeros() -> Machine:
 
 def is_right(program: Path) -> bool:
     machines = [zeros(), turns(SIZE.channels)]
-    machines += [random_machine(seed, SIZE, 6) for seed in range(12)]
+    machines += [random_machine(seed, SIZE, 6) for seed in range(32)]
     try:
         for k, machine in enumerate(machines):
             machine.check(program, 0, 70 * (k % 2), k)
