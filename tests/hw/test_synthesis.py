@@ -37,9 +37,10 @@ PROPER = (
     "select -assert-none t:$dlatch t:$adlatch t:$dlatchsr t:$_DLATCH*"
 )
 MAPPED = (
-    f"check -assert; delete t:$scopeinfo; select -assert-none t:$* {' '.join(LATCHES.values())}"
+    "check -assert; delete t:$scopeinfo; "
+    f"select -assert-none t:$* t:$paramod* %d {' '.join(LATCHES.values())}"
 )
-
+"""Modules with parameters have names that begin as those of Yosys' own cells."""
 
 
 def yosys(folder: Path, design: str, script: str) -> subprocess.CompletedProcess[str]:
