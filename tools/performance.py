@@ -144,7 +144,7 @@ def efficiencies(measure: Measurer) -> str:
 
 
 def roof(measure: Measurer) -> dict[str, str]:
-    """What the VHK158's memory would give at 90 % of its peak if it were never without a request, and
+    """What the VHK158's memory would give at 90 % of its peak, were it never without a request, and
     how near the design comes to that."""
     options = {"weights": "w3.5g128", "context": 1024}
     found = measure("llama2-7b", "vhk158", options)
