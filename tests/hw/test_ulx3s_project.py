@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,14 @@ def test_the_tools_make_a_bitstream(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "board" / "build" / "placed.json").touch()
     with pytest.raises(FlightError, match="(?i)max frequency"):
         run_make(tmp_path / "board", said.append)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_the_board_s_bitstream(tmp_path: Path) -> None:
+    """The whole core: it is routed, and the clock is met."""
+    built = make_bitstream(BOARD, tmp_path / "board")
+    assert built.timing is not None and built.timing.met and built.timing.mhz >= BOARD.clock_mhz
+    assert built.resources["lut"]["used"] > 50_000
+    assert load_handoff(built.path).config == BOARD
+    shutil.rmtree(tmp_path / "board")
