@@ -35,8 +35,8 @@ PORT = re.compile(r"^  (?:input|output) .*;$", re.MULTILINE)
 
 
 def lint_in_parts(folder: Path) -> None:
-    """The same, one unit at a time, of the others their ports: Verilator needs more than 16 GB for
-    the whole of a large design."""
+    """The same, one unit at a time, of the others their ports: for the whole of a large design
+    Verilator needs 16 GB."""
     shells = {}
     for path in folder.glob("*.v"):
         text = path.read_text().split("endmodule", 1)[0]
