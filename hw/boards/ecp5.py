@@ -109,7 +109,7 @@ write_json build/{config.name}.json
 
 def make_rules(config: HwConfig, chip: Ecp5) -> str:
     """The Makefile's rules from the project's files to build/NAME.bit."""
-    made = f"build/{config.name}"
+    made, router = f"build/{config.name}", SETTINGS["router"]
     changes = {
         "router": ", ".join(f'"{name}": "{value}"' for name, value in SETTINGS.items()),
         "timing_driven": f'"timing_driven": "{1:032b}"',
@@ -138,7 +138,7 @@ build/routing.json: build/placed.json
 
 {made}.config: build/routing.json
 \t$(NEXTPNR) {chip.options} --json $< --lpf {TOP}.lpf --textcfg $@ \\
-\t  --no-pack --no-place --router router2 --report {REPORT} --log build/route.log --quiet
+\t  --no-pack --no-place --router {router} --report {REPORT} --log build/route.log --quiet
 
 {made}.bit: {made}.config
 \t$(ECPPACK) --compress $< $@

@@ -4,7 +4,7 @@ An address that is there by then gives its word in the same cycle, so a memory t
 a clock, which would be made of look-up tables, lies in block memory. A memory that is read with the
 clock takes a register behind it: the chip promises nothing where one word is written and read at
 one edge, and what Yosys adds for that is larger than the register. docs/boards.md has what both
-came to.
+came to. The design has one clock: the map takes a memory's write clock for its read clock.
 """
 
 from __future__ import annotations
