@@ -293,7 +293,8 @@ class Machine:
         return counts
 
 
-def engine(size: EngineSize, beat_bytes: int = 16, unit: Any = None) -> Path:
+def engine(size: EngineSize, beat_bytes: int = 16, unit: Any = None,
+           optimise: str = "-O1") -> Path:  # fmt: skip
     """The program of an engine, built unless it exists."""
     library = Inside()
     top = Alone(unit or MatrixEngine(size, beat_bytes))
@@ -301,7 +302,7 @@ def engine(size: EngineSize, beat_bytes: int = 16, unit: Any = None) -> Path:
     harness = Path(__file__).with_name("engine_harness.cpp")
     return verilate(
         "\n".join([*library.texts.values(), text]), "engine", harness, CACHE,
-        [f"CHANNELS={size.channels}", f"BEAT={beat_bytes}"],
+        [f"CHANNELS={size.channels}", f"BEAT={beat_bytes}"], optimise,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ fails for a latch, a signal with two drivers, and a combinational loop.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ import test_sfu  # noqa: E402
 import unit_bench  # noqa: E402
 from amaranth.back import rtlil  # noqa: E402
 from decode_cases import DecodeBench  # noqa: E402
-from netlist import Recording, recorded, replay, synthesised  # noqa: E402
+from netlist import Recording, planted, recorded, replay, synthesised  # noqa: E402
 
 from flightllm.hw import floating  # noqa: E402
 from flightllm.hw.decode import DecodeUnit  # noqa: E402
@@ -99,19 +100,40 @@ def test_an_sfu(rtl_cache: Path) -> None:
     text = rtlil.convert(SpecialFunctionUnit(lanes, test_sfu.TOP_K, 2), name="sfu", emit_src=False)
     with synthesised("xcup"):
         program = verilate(text, "sfu", Path(test_sfu.__file__).with_name("sfu_harness.cpp"),
-                           rtl_cache / "netlists-xcup", [f"LANES={lanes}"])  # fmt: skip
+                           rtl_cache / "netlists-xcup", [f"LANES={lanes}"], "-O0")  # fmt: skip
     for name in test_sfu.CASES:
         assert test_sfu.differences(program, name, 1) == [], name
 
 
+ENGINE, ERRORS = EngineSize(2, 16, 1, 2, 12, 12 * 12), 12
+
+
+def _check_engine(program: Path, seeds: int) -> None:
+    """Random instructions, for every other seed with stalls on every port."""
+    for seed in range(seeds):
+        engine_cases.random_machine(seed, ENGINE, 5).check(program, 0, 40 * (seed % 2), seed)
+
+
 def test_an_engine(rtl_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random instructions of all formats, with stalls on every port."""
-    size = EngineSize(2, 16, 1, 2, 12, 12 * 12)
+    """Every kind of matrix with every number of bits."""
     monkeypatch.setattr(engine_cases, "CACHE", rtl_cache / "netlists-xcup")
     with synthesised("xcup"):
-        program = engine_cases.engine(size)
-    for seed in range(4):
-        engine_cases.random_machine(seed, size, 5).check(program, 0, 40 * (seed % 2), seed)
+        program = engine_cases.engine(ENGINE, optimise="-O0")
+    _check_engine(program, 32)
+
+
+def test_an_engine_with_an_error(rtl_cache: Path, tmp_path: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Of some cells all over the netlist one has its output inverted."""
+    monkeypatch.setattr(engine_cases, "CACHE", rtl_cache / "netlists-xcup-planted")
+    with synthesised("xcup", lambda text: planted(text, ERRORS, 1)):
+        program = engine_cases.engine(ENGINE, optimise="-O0")
+    monkeypatch.chdir(tmp_path)
+    _check_engine(program, 4)
+    for number in range(1, ERRORS + 1):
+        (tmp_path / "planted").write_text(str(number))
+        with pytest.raises((AssertionError, subprocess.TimeoutExpired)):
+            _check_engine(program, 32)
 
 
 # ------------------------------------------------------ units tested in Amaranth's simulator

