@@ -361,11 +361,11 @@ def _plain_write() -> None:
 
 
 BUGS = [
-    ("read_master", "ReadMaster", "Mux(vector, rooms[1], rooms[0])", "1", _plain_read),
+    ("read_master", "ReadMaster", "part.busy & room for", "part.busy for", _plain_read),
     ("read_master", "ReadMaster", "== which)", "!= which)", _plain_read),
     ("read_master", "ReadMaster", "(~axi.arvalid | axi.arready)", "1", _plain_read),
     ("read_master", "ReadMaster", "axi.rvalid & axi.rlast", "axi.rvalid", _plain_read),
-    ("read_master", "ReadMaster", "splitter.clear.eq(clear)", "splitter.clear.eq(0)", _plain_read),
+    ("read_master", "_Transfers", "splitter.clear.eq(self.clear)", "splitter.clear.eq(0)", _plain_read),
     ("axi", "Splitter", "left <= to_edge", "left <= BURST_BEATS", _plain_read),
     ("write_master", "WriteMaster", "place == bursts.r_data", "place == 15", _plain_write),
     ("write_master", "WriteMaster", "beat.strobe)", "-1)", _plain_write),
