@@ -50,6 +50,21 @@ class Started:
 
 
 @dataclass
+class _Rows:
+    """How far ld.vec or ld.gather is.
+
+    Members
+    -------
+    asked, written : cycles from which on the next row's requests are sent, and its beats are taken.
+    row : its number.
+    """
+
+    asked: float
+    written: float
+    row: int = 0
+
+
+@dataclass
 class _Unit:
     """A unit's queue.
 
@@ -258,12 +273,18 @@ class CoreTime:
         if name == "ld.nop":
             self.sent = None
             return run.start + 1
-        step = self._stream if name == "ld.stream" else self._vectors
-        done = step(run, limit)
+        if name == "ld.stream":
+            done = self._stream(run, limit)
+            if done is not None:
+                self.sent = None
+            elif self.memory.later < math.inf:
+                run.now = max(limit + 1, self.memory.later)
+            else:
+                self.blocked = True
+            return done
+        done = self._vectors(run, limit)
         if done is not None:
-            self.sent = None if name == "ld.stream" else run.progress
-        elif self.memory.later < math.inf:
-            run.now = max(limit + 1, self.memory.later)
+            self.sent = run.progress.asked
         return done
 
     def _stream(self, run: Started, limit: float) -> float | None:
@@ -292,30 +313,35 @@ class CoreTime:
 
     def _vectors(self, run: Started, limit: float) -> float | None:
         """ld.vec and ld.gather: one part of the unit sends the requests of row after row, another
-        takes the beats and writes their parts to F, channel by channel; `progress` is the cycle
-        from which on all requests are sent."""
-        if not self.memory.ask(limit):
-            return None
+        takes the beats and writes their parts to F, channel by channel. Matrices are asked for
+        between the rows."""
         addr, _, n, count, mstride = run.values[:5]
         size = 2 if "half" in run.step.flags else 4
         width = min(row_words(self.config), self.memory.beat // size)
         shares = [b - a for a, b in row_shares(n, self.channels)]
         beats = np.array([-(-share * size // self.memory.beat) for share in shares], np.int64)
-        asked = written = run.start + timing.vector_setup(n)
-        self.memory.clear_vectors()
-        for i in range(count):
+        if run.progress is None:
+            begin = run.start + timing.vector_setup(n)
+            run.progress = _Rows(begin, begin)
+            self.memory.clear_vectors()
+        rows: _Rows = run.progress
+        while rows.row < count:
+            if rows.asked > limit:
+                run.now = rows.asked
+                return None
             if run.step.kind.name == "ld.gather":
-                asked += timing.gather_number_cycles(mstride)
-            row = Transfer(np.full(self.channels, (addr + i * mstride) * ALIGN, np.int64), beats,
-                           np.empty(self.channels))  # fmt: skip
-            room = self.memory.room_for_command()
-            assert room is not None
+                rows.asked += timing.gather_number_cycles(mstride)
+            row = Transfer(np.full(self.channels, (addr + rows.row * mstride) * ALIGN, np.int64),
+                           beats, np.empty(self.channels))  # fmt: skip
+            room = self.memory.room_for_vectors()
             for c in range(self.channels):
-                row.earliest[c] = asked = max(asked, room[c] if beats[c] else 0.0)
-                asked += 1
-            written = self.memory.take_row(row, [-(-share // width) for share in shares], written)
-        run.progress = asked
-        return written + 1
+                row.earliest[c] = rows.asked = max(rows.asked, room[c] if beats[c] else 0.0)
+                rows.asked += 1
+            rows.written = self.memory.take_row(
+                row, [-(-share // width) for share in shares], rows.written
+            )
+            rows.row += 1
+        return rows.written + 1
 
     # ------------------------------------------------------------------------ ST
 

@@ -117,8 +117,6 @@ class TimedMachine:
     def _work(self, core: CoreTime, number: int, running: Started, limit: float) -> None:
         if core.work(number, limit):
             self._trace(core, running)
-        elif number == Unit.LD and core.memory.later == math.inf:
-            core.blocked = True
 
     # ------------------------------------------------------------------------ between cores
 

@@ -26,6 +26,7 @@ from flightllm.spec.formats import (
 from flightllm.spec.timing import (
     BURST_BEATS,
     FIFO_PASS,
+    LATE_REQUEST,
     MASTER_COMMANDS,
     OUTSTANDING,
     VECTOR_BEATS,
@@ -142,19 +143,26 @@ class ChannelMemory:
         self.answers = np.full(n, -1e9)
         self.queue: deque[Transfer] = deque()  # not yet asked for completely
         self.recent: deque[Transfer] = deque(maxlen=MASTER_COMMANDS + 1)
+        self.recent_rows: deque[Transfer] = deque(maxlen=MASTER_COMMANDS + 1)
         self.later = math.inf
 
     # ------------------------------------------------------------------------ requests
 
     def room_for_command(self, until: float = math.inf) -> Floats | None:
-        """The cycle from which each master takes another command; None when nobody knows yet, or
-        it is behind `until`."""
+        """The cycle from which each master takes another command for a matrix; None when nobody
+        knows yet, or it is behind `until`."""
         if len(self.recent) < MASTER_COMMANDS + 1:
             return np.zeros(self.channels)
         oldest = self.recent[0]
         if not oldest.complete:
             self.ask(until)
         return oldest.ended + 1 if oldest.complete else None
+
+    def room_for_vectors(self) -> Floats:
+        """The same for vectors; rows before have been asked for."""
+        if len(self.recent_rows) < MASTER_COMMANDS + 1:
+            return np.zeros(self.channels)
+        return self.recent_rows[0].ended + 1
 
     def add(self, transfer: Transfer) -> None:
         """Give the masters a command each."""
@@ -285,7 +293,8 @@ class ChannelMemory:
         self.vectors[:] = 0
 
     def take_row(self, row: Transfer, parts: list[int], now: float) -> float:
-        """Ask for a row, when all before it is asked for, and take its beats channel by channel.
+        """Ask for a row, before matrices that are not asked for by then, and take its beats channel
+        by channel.
 
         Parameters
         ----------
@@ -295,9 +304,9 @@ class ChannelMemory:
         -------
         The cycle behind the last part.
         """
-        self.recent.append(row)
+        self.recent_rows.append(row)
         for c in range(self.channels):
-            self._ask_part(row, c)
+            self._ask_part(row, c, row.earliest[c] + LATE_REQUEST)
         for c, count in enumerate(parts):
             if not count:
                 now += 1
@@ -310,7 +319,7 @@ class ChannelMemory:
                 now = max(begun + (known - taken) * count / beats, last + 1)
                 self._record(c, int(self.vectors[c, kernels.TAKEN]) + known - taken, begun, now)
                 taken = known
-                self._ask_part(row, c)
+                self._ask_part(row, c, begun)
         row.complete = True
         return math.ceil(now)
 
@@ -319,10 +328,14 @@ class ChannelMemory:
         begun = int(row.addresses[c]) // self.beat % BURST_BEATS
         return int(row.bursts[c]) * BURST_BEATS - begun
 
-    def _ask_part(self, row: Transfer, c: int) -> None:
-        """Ask for what the channel's FIFO of vectors has room for."""
+    def _ask_part(self, row: Transfer, c: int, now: float) -> None:
+        """Ask for what the channel's FIFO of vectors has room for, and before it for what matrices
+        could ask for until `now`."""
         if row.bursts[c] < 0:
             return
+        for transfer in self.queue:
+            if self._ask(transfer, c, now - 1) != kernels.DONE:
+                break
         counts = self.vectors[c]
         counts[kernels.NEXT_BURST] = row.bursts[c]
         state = self._issue(row, c, VECTOR_BEATS, counts, self.taken[c], self.taken_at[c], math.inf)
