@@ -136,7 +136,8 @@ class LoadUnit(wiring.Component):
     """LD and the channels' read masters.
 
     ld.stream is done when every channel's part waits at its master, before its data arrive;
-    ld.vec and ld.gather when F holds the last word. All go through the masters in order.
+    ld.vec and ld.gather when F holds the last word. Matrices come in order, and so do vectors; at
+    the masters vectors go before matrices that wait for room.
 
     Parameters
     ----------
