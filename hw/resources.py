@@ -182,7 +182,7 @@ def _channel(config: HwConfig, made: MatrixParameters, size: EngineSize, core: i
     """Decode unit, array, the channel's two masters, and its port."""
     beat = made.beat_bytes
     fifo = _weight_fifo(config, core)
-    masters = Resources(lut=900 + 6 * beat, ff=900 + 20 * beat)
+    masters = Resources(lut=1030 + 6 * beat, ff=950 + 20 * beat)
     port = Resources(lut=15.3 * beat, ff=27.4 * beat).times(wants_half_ports(config))
     return _decode(made) + _array(config, made, size) + fifo + masters + port
 
