@@ -198,6 +198,48 @@ def spend(at: float, cycles: float, runs: Any, place: int) -> tuple[float, int]:
 
 
 @njit(cache=True)
+def _wanted(unit: int, groups: int, kind: int, block: int, width: int, mine: int, total: int,
+            header: int, chunk: int, pair_bytes: int, beat: int) -> int:  # fmt: skip
+    """Beats of a channel's `total` that a unit and those before it need; `mine` pairs are in its
+    block."""
+    if kind == 2:
+        return (unit + 1) * total // groups
+    own = block * width * groups + (unit % groups + 1) * mine
+    return min(_needed(own, header, chunk, pair_bytes, beat), total)
+
+
+@njit(cache=True)
+def _taken(wanted: int, address: int, beat: int, pace: float, first: Any, base: int, begun: float,
+           beats: Any, times: Any, counts: Any) -> float:  # fmt: skip
+    """Note when a stream's beats up to `wanted` can leave the weight FIFO, and tell it."""
+    start = address // beat % BURST_BEATS
+    number = (start + wanted - 1) // BURST_BEATS
+    low = max(0, number * BURST_BEATS - start)
+    arrived = first[number] + (wanted - 1 - low) * pace + FIFO_PASS
+    records, done = counts[RECORDS], base + wanted
+    if records:
+        arrived = max(arrived, times[records - 1] + done - beats[records - 1])
+    arrived = max(arrived, begun + wanted - 1)
+    beats[records], times[records] = done, arrived
+    return arrived
+
+
+@njit(cache=True)
+def _close(outs: int, ready: float, cycles: float, waits: bool, others: Any, seen: Any, end: float,
+           closed: int, closes: Any) -> tuple[float, int]:  # fmt: skip
+    """Blocks' epilogues one after the other: the end of the last, and how many were closed."""
+    for _ in range(outs):
+        end = max(end, ready)
+        if waits:
+            end, seen[2] = spend(end, cycles, others, seen[2])
+        else:
+            end += cycles
+        closes[closed % 2] = end
+        closed += 1
+    return end, closed
+
+
+@njit(cache=True)
 def consume(
     t: Any, ideal: float, period: float, pace: float, depth: int, beat: int, addresses: Any,
     totals: Any, earliest: Any, first: Any, rings: Any, masters: Any, counts: Any, beats: Any,
@@ -251,25 +293,13 @@ def consume(
             mine = min(pairs[c], block * width + here) - block * width
             if mine <= 0:
                 continue
-            if kind == 2:
-                wanted = (unit + 1) * totals[c] // groups
-            else:
-                own = block * width * groups + (group + 1) * mine
-                wanted = _needed(own, header, chunk, pair_bytes, beat)
-                wanted = min(wanted, totals[c])
+            wanted = _wanted(unit, groups, kind, block, width, mine, totals[c], header, chunk,
+                             pair_bytes, beat)  # fmt: skip
             issue(t, ideal, period, pace, depth, beat, addresses[c], totals[c], earliest[c], wanted,
                   first[c], rings[c], masters[c], counts[c], beats[c], times[c],
                   (rows[c], free[c], activated[c], states[c]), True, np.inf)  # fmt: skip
-            start = addresses[c] // beat % BURST_BEATS
-            number = (start + wanted - 1) // BURST_BEATS
-            low = max(0, number * BURST_BEATS - start)
-            arrived = first[c, number] + (wanted - 1 - low) * pace + FIFO_PASS
-            records = counts[c, RECORDS]
-            done = bases[c] + wanted
-            if records:
-                arrived = max(arrived, times[c, records - 1] + done - beats[c, records - 1])
-            arrived = max(arrived, walk[5] + wanted - 1)
-            beats[c, records], times[c, records] = done, arrived
+            arrived = _taken(wanted, addresses[c], beat, pace, first[c], bases[c], walk[5],
+                             beats[c], times[c], counts[c])  # fmt: skip
             there = max(there, arrived + behind)
         for c in range(channels):
             if pairs[c] > block * width:
@@ -283,14 +313,8 @@ def consume(
             walk[6] = begin + fill
             note(windows, begin, walk[6])
         if final:
-            outs = -(-here // 8)
-            for _ in range(outs):
-                if shape[17]:
-                    end, seen[2] = spend(max(end, last + result), epilogue, others, seen[2])
-                else:
-                    end = max(end, last + result) + epilogue
-                closes[closed % 2] = end
-                closed += 1
+            end, closed = _close(-(-here // 8), last + result, epilogue, shape[17] > 0, others,
+                                 seen, end, closed, closes)  # fmt: skip
         unit += 1
     walk[0], walk[1], walk[2], walk[3] = unit, last, end, closed
     return True
