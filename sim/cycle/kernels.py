@@ -215,7 +215,7 @@ def _taken(wanted: int, address: int, beat: int, pace: float, first: Any, base: 
     start = address // beat % BURST_BEATS
     number = (start + wanted - 1) // BURST_BEATS
     low = max(0, number * BURST_BEATS - start)
-    arrived = first[number] + (wanted - 1 - low) * pace + FIFO_PASS
+    arrived: float = first[number] + (wanted - 1 - low) * pace + FIFO_PASS
     records, done = counts[RECORDS], base + wanted
     if records:
         arrived = max(arrived, times[records - 1] + done - beats[records - 1])
