@@ -18,8 +18,9 @@ VALUE_OPERANDS = (
 
 
 class ValueStore(wiring.Component):
-    """Walks tokens, heads, channels and pairs of rows; a pair is a transfer of one beat.
+    """Walks tokens, channels, heads and pairs of rows; a pair is a transfer of one beat.
 
+    All that a token gives a channel comes together: its memory turns its bus round once a token.
     A pair of rows takes 64 bytes of a block in 8 bits, two bytes a token, or 32 in 4 bits, one
     byte a token.
 
@@ -46,6 +47,7 @@ class ValueStore(wiring.Component):
         self._column = Signal(range(BLOCK))
         self._base, self._pair = Signal(FACTOR_BITS), Signal(COUNT_BITS)
         self._codes_at, self._head_at, self._codes = Signal(32), Signal(32), Signal(32)
+        self._share_at = Signal(32)  # head 0's codes of the next channel
         pairs, extra = Signal(COUNT_BITS), Signal.like(walk.extra)
         # A block's bytes and this block's place, in units of 64, without and with an extra pair.
         self._block = [Signal(COUNT_BITS, name=f"block{k}") for k in range(2)]
@@ -74,7 +76,8 @@ class ValueStore(wiring.Component):
             with m.State("pairs"):
                 self._pairs(m)
                 with m.If(walk.next & walk.last):
-                    self._next_head(m)
+                    self._next_token(m)
+                    m.next = "token"
         return m
 
     def _set_up(self, m: Module, pairs: Signal, extra: Signal) -> None:
@@ -95,9 +98,9 @@ class ValueStore(wiring.Component):
                     m.next = then
 
     def _pairs(self, m: Module) -> None:
-        """A pair of the channel's rows a cycle."""
+        """A pair of the channel's rows of a head a cycle."""
         walk, job, step, last = self._walk, self.jobs.payload, Signal(), Signal()
-        unit, inside = Signal(FACTOR_BITS), Signal(6)
+        unit, inside, final = Signal(FACTOR_BITS), Signal(6), Signal()
         more = walk.channel < walk.extra
         left = walk.elements - (self._pair << 1)
         narrow, column = self._narrow, self._column
@@ -108,9 +111,10 @@ class ValueStore(wiring.Component):
             ),
             inside.eq(Mux(narrow, Cat(column, self._pair[0]), Cat(Const(0, 1), column))),
             last.eq(left <= 2),
+            final.eq(self._head + 1 == self.heads[:COUNT_BITS]),
             self.jobs.valid.eq(walk.elements != 0),
             step.eq(self.jobs.valid & self.jobs.ready),
-            walk.next.eq((walk.elements == 0) | (step & last)),
+            walk.next.eq((walk.elements == 0) | (step & last & final)),
             job.kind.eq(JobKind.VALUES),
             job.source.eq(self._codes),
             job.channel.eq(walk.channel),
@@ -123,25 +127,35 @@ class ValueStore(wiring.Component):
             job.odd.eq(left != 1),
         ]  # fmt: skip
         with m.If(step):
-            m.d.sync += [self._pair.eq(Mux(last, 0, self._pair + 1)),
-                         self._codes.eq(self._codes + 2)]  # fmt: skip
+            self._next_pair(m, last, final)
 
-    def _next_head(self, m: Module) -> None:
-        following = self._head_at + self.codes2
-        m.d.sync += [
-            self._head.eq(self._head + 1),
-            self._base.eq(self._base + self.hstride),
-            self._head_at.eq(following),
-            self._codes.eq(following),
-        ]
-        with m.If(self._head + 1 == self.heads[:COUNT_BITS]):
-            m.next = "token"
+    def _next_pair(self, m: Module, last: Signal, final: Signal) -> None:
+        """Behind the `last` of a head the next head's, of the `final` head the next channel's."""
+        behind, following = self._codes + 2, self._head_at + self.codes2
+        first = self._head == 0
+        with m.If(first):
+            m.d.sync += self._share_at.eq(behind)
+        m.d.sync += [self._pair.eq(self._pair + 1), self._codes.eq(behind)]
+        with m.If(last):
             m.d.sync += [
-                self._token.eq(self._token + 1),
-                self._column.eq(self._column + 1),
-                self._codes_at.eq(self._codes_at + self.codes1),
+                self._pair.eq(0),
+                self._head.eq(self._head + 1),
+                self._base.eq(self._base + self.hstride),
+                self._head_at.eq(following),
+                self._codes.eq(following),
             ]
-            with m.If(self._column == BLOCK - 1):
-                m.d.sync += [
-                    place.eq(place + size) for place, size in zip(self._place, self._block)
-                ]
+        with m.If(last & final):
+            there = Mux(first, behind, self._share_at)
+            m.d.sync += [
+                self._head.eq(0), self._base.eq(self.addr), self._head_at.eq(there),
+                self._codes.eq(there),
+            ]  # fmt: skip
+
+    def _next_token(self, m: Module) -> None:
+        m.d.sync += [
+            self._token.eq(self._token + 1),
+            self._column.eq(self._column + 1),
+            self._codes_at.eq(self._codes_at + self.codes1),
+        ]
+        with m.If(self._column == BLOCK - 1):
+            m.d.sync += [place.eq(place + size) for place, size in zip(self._place, self._block)]

@@ -339,8 +339,8 @@ def store(t: Any, late: float, period: float, beat: int, jobs: Any, parts: int, 
     while place < len(reads):
         c, size, port = channels[place], sizes[place], ports[place]
         begun, beats, look = int(walk[BEGUN]), int(walk[BEATS]), seen[port]
-        address = addresses[place] + begun * beat
-        part = min(size - begun, BURST_BEATS - address // beat % BURST_BEATS)
+        number = addresses[place] // beat + begun  # strobes say where in a beat
+        part = min(size - begun, BURST_BEATS - number % BURST_BEATS)
         # A burst is begun the cycle after one of those under way was answered, its beats next.
         slot = int(counts[c]) % WRITES
         taken, hand = walk[READ_AT] + (0 if begun else leads[place]), walk[HANDED]
@@ -362,8 +362,8 @@ def store(t: Any, late: float, period: float, beat: int, jobs: Any, parts: int, 
         if late > 0:
             answer = now + late
         else:
-            _, end = access(t, now * period, address, part * beat, True, rows[c], free[c],
-                            activated[c], states[c])  # fmt: skip
+            _, end = access(t, now * period, number * beat, part * beat, True, rows[c],
+                            free[c], activated[c], states[c])  # fmt: skip
             answer = max(now + 1, np.ceil(end / period))
         answers[c] = max(answers[c] + 1, answer)
         rings[c, slot] = answers[c]

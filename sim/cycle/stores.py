@@ -107,24 +107,22 @@ def _values(v: Mapping[str, int], channels: int, beat: int) -> StoreJobs:
     fmt: MatrixFormat = format_of(v["fmt"])
     shares = [b - a for a, b in row_shares(v["rows"], channels)]
     pairs = np.array([-(-share // 2) for share in shares])
-    owner = np.repeat(np.arange(channels), pairs)
-    inside = np.arange(len(owner)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+    given = pairs * v["heads"]  # a token's, of all heads, to each channel
+    owner = np.repeat(np.arange(channels), given)
+    head, inside = divmod(np.arange(len(owner)) - (np.cumsum(given) - given)[owner], pairs[owner])
     size = np.array([block_bytes(fmt, share) for share in shares], np.int64)
     step = 2 * BLOCK * fmt.bits // 8
     skipped = np.cumsum(pairs == 0)  # an empty share: a cycle
-    lead = np.diff(np.repeat(skipped, pairs), prepend=0)
-    heads, tokens = v["heads"], v["count"]
-    position = v["pos"] + np.arange(tokens)[:, None, None]
-    head = np.arange(heads)[None, :, None]
+    lead = np.diff(skipped[owner], prepend=0)
+    position = v["pos"] + np.arange(v["count"])[:, None]
     address = (
         (v["addr"] + head * v["hstride"]) * ALIGN
         + position // BLOCK * size[owner] + inside * step + position % BLOCK * fmt.bits // 4
     )  # fmt: skip
     left = int(skipped[-1]) - int(lead.sum())  # empty shares behind the last pair
     leads = np.broadcast_to(lead, address.shape).copy()
-    leads[:, 1:, :1] += left
-    leads[:, :1, :1] += 1
-    leads[1:, :1, :1] += left
+    leads[:, :1] += 1
+    leads[1:, :1] += left
     ones = np.ones(address.size, np.int64)
     return StoreJobs(
         leads.ravel(), ones, np.full(address.size, A, np.int64),

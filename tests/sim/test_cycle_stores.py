@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from random_quantized import VARIANTS, random_model
 from flightllm.compiler.build import build_program
 from flightllm.spec import timing
 from flightllm.spec.config import load_config
+from flightllm.spec.dram import dram_timing
+from flightllm.spec.formats import row_shares
 from flightllm.spec.isa import Register
 from flightllm.spec.kvcache import key_format, value_format
 
@@ -46,11 +49,98 @@ def test_each_store_s_walk():
               "pos": 0, "count": 2}  # fmt: skip
     made = store_jobs("st.values", values, channels, beat, lanes)
     assert set(made.ports) == {A} and set(made.channels) == {0}
-    # The second channel has no rows, which takes a cycle behind each head.
-    assert made.leads.tolist() == [1, 1, 2, 1] and made.behind == 3
+    # The second channel has no rows, which takes a cycle behind each token.
+    assert made.leads.tolist() == [1, 0, 2, 0] and made.behind == 3
+    made = store_jobs("st.values", values | {"rows": 6, "count": 1}, channels, beat, lanes)
+    assert made.channels.tolist() == [0, 0, 0, 0, 1, 1]  # all heads of a channel
+    assert made.addresses.tolist() == [0, 64, 4096, 4160, 0, 4096]
     vectors = {"addr": 0, "mstride": 1, "n": 42, "count": 1}
     made = store_jobs("st.vec", vectors, channels, beat, 2)
     assert (made.reads.tolist(), made.sizes.tolist(), made.parts) == ([11, 10], [6, 5], 2)
+
+
+def _walked(v, channels, beat):
+    """(cycle, channel, beat of memory, address in A) of each job of the gateware's walk of
+    ST.values, and the cycle of its end."""
+    from amaranth.hdl import Module
+    from unit_bench import simulate
+
+    from flightllm.hw.memory.arithmetic import Arithmetic
+    from flightllm.hw.memory.store_job import UNIT
+    from flightllm.hw.memory.value_store import ValueStore
+
+    m = Module()
+    m.submodules.walk = walk = ValueStore(channels, beat, 4)
+    m.submodules.math = math = Arithmetic(channels)
+    m.d.comb += [getattr(math, name).eq(getattr(walk.math, name))
+                 for name in ("start", "divide", "a", "b")]  # fmt: skip
+    m.d.comb += [getattr(walk.math, name).eq(getattr(math, name))
+                 for name in ("done", "product", "quotient", "remainder")]  # fmt: skip
+    jobs, ends = [], []
+
+    async def run(ctx):
+        for name, value in v.items():
+            ctx.set(getattr(walk, name), value)
+        ctx.set(walk.jobs.ready, 1)
+        for cycle in range(1000):
+            ctx.set(walk.go, cycle == 0)
+            job = walk.jobs.payload
+            if ctx.get(walk.jobs.valid):
+                at = ctx.get(job.address) * UNIT // beat
+                jobs.append((cycle, ctx.get(job.channel), at, ctx.get(job.source)))
+            if ctx.get(walk.done):
+                ends.append(cycle)
+                return
+            await ctx.tick()
+
+    simulate(m, run)
+    return jobs, ends[0]
+
+
+@pytest.mark.parametrize("channels, heads, rows", [
+    (1, 3, 7), (2, 1, 8), (2, 2, 25), (3, 3, 2), (4, 2, 10), (5, 1, 6),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_walk_over_values_is_the_gateware_s(channels, heads, rows, bits):
+    from flightllm.sim.cycle.stores import store_jobs
+
+    pytest.importorskip("amaranth")
+    beat, count = 32, 3
+    values = {"addr": 3, "hstride": 70, "heads": heads, "rows": rows, "count": count, "pos": 30,
+              "fmt": value_format(bits).word, "codes": 5, "codes1": 200, "codes2": 60}  # fmt: skip
+    jobs, end = _walked(values, channels, beat)
+    made = store_jobs("st.values", values, channels, beat, 4)
+    cycles, owners, beats, sources = np.array(jobs).T
+    assert sources.tolist() == [
+        5 + token * 200 + head * 60 + row
+        for token in range(count) for a, b in row_shares(rows, channels)
+        for head in range(heads) for row in range(a, b, 2)
+    ]  # fmt: skip
+    assert owners.tolist() == made.channels.tolist()
+    assert beats.tolist() == (made.addresses // beat).tolist()
+    assert (np.diff(cycles) - 1).tolist() == made.leads[1:].tolist()
+    assert end - cycles[-1] + 1 == made.behind  # ST waits from the cycle behind the end
+
+
+def test_a_beat_is_written_from_its_first_byte_on():
+    """Strobes say which of its bytes: memory sees all of the beat, from where it begins."""
+    from flightllm.sim.cycle import PlainMemory
+    from flightllm.sim.cycle.memory import ChannelMemory
+    from flightllm.sim.cycle.stores import StoreJobs
+
+    config = load_config("u280")
+    beat, reads = config.beat_bytes, SimpleNamespace(before=4 * [_history()], seen=np.zeros(4, int))
+
+    def written(*addresses):
+        """The rows and the state of a channel behind a beat at each of these."""
+        ones, zeros = np.ones(len(addresses), np.int64), np.zeros(len(addresses), np.int64)
+        memory = ChannelMemory(config, 0, dram_timing(config), PlainMemory(0))
+        jobs = StoreJobs(zeros, ones, ones, zeros, np.array(addresses), ones, 1, 2)
+        walk, handed = np.array([-1.0, -1e9, 0, 0, 0]), np.full(timing.STORE_BEATS, -1e9)
+        assert memory.write(jobs, 0, walk, handed, reads, np.inf) == len(addresses)
+        return memory.rows[0].tolist(), memory.states[0].tolist()
+
+    assert written(beat + 30, 30, 2046) == written(beat, 0, 2048 - beat)
 
 
 def _stores(program, **options):
