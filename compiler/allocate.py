@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from flightllm.compiler.shape import ModelShape
 from flightllm.compiler.tile import CoreTile, Span
 from flightllm.spec.config import HwConfig
+from flightllm.spec.dram import dram_timing
 from flightllm.spec.errors import InputError
 from flightllm.spec.formats import (
     BLOCK,
@@ -53,7 +54,8 @@ class CoreMemory:
     matrices : (layer, name) -> address; the head is (layers, "head").
     vectors : name -> offset in a layer's record; `vector_stride` bytes a layer. The record after
         the last layer holds final_norm and the head's bias.
-    key_region, value_region, kv_stride : bytes of one head's K and V, and of one layer.
+    key_region, value_region, kv_stride : bytes from one head's K and V to the next one's, and of
+        one layer's.
     """
 
     segments: dict[str, Segment]
@@ -63,6 +65,11 @@ class CoreMemory:
     key_region: int
     value_region: int
     kv_stride: int
+
+    @property
+    def top(self) -> int:
+        """One past the end of the last segment."""
+        return max(segment.base + segment.size for segment in self.segments.values())
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,24 @@ def piece_bytes(shape: ModelShape, name: str, fmt: MatrixFormat, rows: Span,
     return matrix_bytes(fmt, rows.size, kgroups_for(shape.columns(name), fmt.group), channels)
 
 
-def _memory(shape: ModelShape, part: CoreTile, config: HwConfig, length: int) -> CoreMemory:
+def _spread_heads(size: int, config: HwConfig) -> int:
+    """Bytes from one head's V to the next, which needs `size`: none that meet in a bank.
+
+    ST writes a token to the same place of every head, one after the other. Where a head's V covers
+    all banks, it takes whole rows, 3 more than a multiple of the banks: else these writes may all
+    open rows of one bank, and with 1 more the first row of a head's V lies in the bank of the last
+    of the head before it.
+    """
+    timing = dram_timing(config)
+    if timing is None or size < timing.banks * timing.row_bytes:
+        return size
+    rows = -(-size // timing.row_bytes)
+    return (rows + (3 - rows) % timing.banks) * timing.row_bytes
+
+
+def _memory(shape: ModelShape, part: CoreTile, config: HwConfig, length: int,
+            spread: bool = False) -> CoreMemory:  # fmt: skip
+    """Where everything lies, with `spread` heads (see `_spread_heads`) or packed ones."""
     channels, segments, at = part.channels, {}, 0
 
     def segment(name: str, size: int, writable: bool, row: int = 0) -> None:
@@ -169,6 +193,8 @@ def _memory(shape: ModelShape, part: CoreTile, config: HwConfig, length: int) ->
     keys = -(-blocks // channels) * chunk_bytes(key_format(shape.head_dim, shape.key_bits))
     share = max(b - a for a, b in row_shares(shape.head_dim, channels))
     values = blocks * block_bytes(value_format(shape.value_bits), share)
+    if spread:
+        values = _spread_heads(values, config)
     stride = part.kv.size * (keys + values)
     segment("kv", stride * len(shape.layers), True)
     for name, count, rows in (
@@ -255,7 +281,9 @@ def allocate(shape: ModelShape, part: CoreTile, config: HwConfig, length: int, i
         regions, f_words, a_bytes = _regions(shape, part, config, stride, inner, sets)
         if f_words <= config.float_words and a_bytes <= config.act_bytes:
             break
-    memory = _memory(shape, part, config, length)
+    memory = _memory(shape, part, config, length, spread=True)
+    if memory.top > config.channel_bytes:
+        memory = _memory(shape, part, config, length)
     return Layout(
         memory, regions, length, stride, inner, sets, config.prefill_tile, f_words, a_bytes
     )  # fmt: skip
@@ -273,10 +301,10 @@ def _shortage(shape: ModelShape, parts: list[CoreTile], config: HwConfig, length
         ):
             if need > have:
                 return f"{name} must be {need}, board {config.name} has {have}"
-        last = list(_memory(shape, part, config, length).segments.values())[-1]
-        if last.base + last.size > config.channel_bytes:
+        top = _memory(shape, part, config, length).top
+        if top > config.channel_bytes:
             return (
-                f"each channel must hold {(last.base + last.size) / 2**20:.1f} MiB, "
+                f"each channel must hold {top / 2**20:.1f} MiB, "
                 f"board {config.name} has {config.memory.channel_mib} MiB"
             )
     return None
