@@ -74,7 +74,7 @@ LANE = (150, 140)
 """(LUT, FF) of a float32 lane beside its arithmetic."""
 BEHIND_LUT = 0.5
 """A bit's, of each UltraRAM of a column behind the first."""
-CHANNEL_LUT, LOAD_STORE = 0.43, (4086, 3142)
+CHANNEL_LUT, LOAD_STORE = 0.43, (4156, 3174)
 """A bit's of a word that is loaded, of each channel; (LUT, FF) of what has no size."""
 WRITER_LUT = 1.7
 """A bit's, of the choice among those who write to F."""
