@@ -95,6 +95,17 @@ def gather_number_cycles(mstride: int) -> int:
 # ---------------------------------------------------------------------------------- ST
 
 
+def heads_together(pairs: int) -> int:
+    """Heads of V, a power of two, whose writes to a channel ST sends one after the other, before
+    those to the next channel: as many as its master can have under way.
+
+    Parameters
+    ----------
+    pairs : of a head's rows, in the channel that has most.
+    """
+    return 1 << max(0, (WRITES // max(pairs, 1)).bit_length() - 1)
+
+
 def store_setup(name: str, operands: Mapping[str, int], channels: int) -> int:
     """From a store's start to its first job."""
     if name == "st.vec":

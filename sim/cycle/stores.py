@@ -18,6 +18,7 @@ from flightllm.spec.formats import (
     row_shares,
     section_bytes,
 )
+from flightllm.spec.timing import heads_together
 
 __all__ = ["A", "F", "StoreJobs", "store_jobs"]
 
@@ -107,13 +108,18 @@ def _values(v: Mapping[str, int], channels: int, beat: int) -> StoreJobs:
     fmt: MatrixFormat = format_of(v["fmt"])
     shares = [b - a for a, b in row_shares(v["rows"], channels)]
     pairs = np.array([-(-share // 2) for share in shares])
-    given = pairs * v["heads"]  # a token's, of all heads, to each channel
-    owner = np.repeat(np.arange(channels), given)
-    head, inside = divmod(np.arange(len(owner)) - (np.cumsum(given) - given)[owner], pairs[owner])
+    together = heads_together(int(pairs.max()))
+    owner = np.repeat(np.arange(channels), pairs)
+    inside = np.arange(len(owner)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
+    head, place = divmod(np.arange(v["heads"] * len(owner)), max(len(owner), 1))
+    visit = head // together * channels + owner[place]  # of a channel, in order
+    order = np.argsort(visit, kind="stable")
+    head, owner, inside = head[order], owner[place][order], inside[place][order]
     size = np.array([block_bytes(fmt, share) for share in shares], np.int64)
     step = 2 * BLOCK * fmt.bits // 8
-    skipped = np.cumsum(pairs == 0)  # an empty share: a cycle
-    lead = np.diff(skipped[owner], prepend=0)
+    blocks = -(-v["heads"] // together)
+    skipped = np.cumsum(np.tile(pairs == 0, blocks))  # an empty share: a cycle
+    lead = np.diff(skipped[visit[order]], prepend=0)
     position = v["pos"] + np.arange(v["count"])[:, None]
     address = (
         (v["addr"] + head * v["hstride"]) * ALIGN

@@ -98,7 +98,8 @@ def _walked(v, channels, beat):
 
 
 @pytest.mark.parametrize("channels, heads, rows", [
-    (1, 3, 7), (2, 1, 8), (2, 2, 25), (3, 3, 2), (4, 2, 10), (5, 1, 6),
+    (1, 3, 7), (2, 1, 8), (2, 2, 25), (3, 3, 2), (4, 2, 10), (5, 1, 6), (2, 5, 40), (3, 3, 62),
+    (4, 33, 2),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_walk_over_values_is_the_gateware_s(channels, heads, rows, bits):
@@ -111,10 +112,12 @@ def test_the_walk_over_values_is_the_gateware_s(channels, heads, rows, bits):
     jobs, end = _walked(values, channels, beat)
     made = store_jobs("st.values", values, channels, beat, 4)
     cycles, owners, beats, sources = np.array(jobs).T
+    shares = row_shares(rows, channels)
+    together = timing.heads_together(-(-shares[0][1] // 2))
     assert sources.tolist() == [
         5 + token * 200 + head * 60 + row
-        for token in range(count) for a, b in row_shares(rows, channels)
-        for head in range(heads) for row in range(a, b, 2)
+        for token in range(count) for first in range(0, heads, together) for a, b in shares
+        for head in range(first, min(heads, first + together)) for row in range(a, b, 2)
     ]  # fmt: skip
     assert owners.tolist() == made.channels.tolist()
     assert beats.tolist() == (made.addresses // beat).tolist()
