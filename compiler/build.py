@@ -107,7 +107,8 @@ def length_schemes(shape: ModelShape, backend: _Backend, config: HwConfig) -> di
     return sizes
 
 
-_ONE = {"steps": 1, "logits": 1}
+_ONE = {"steps": 1, "logits": 1, "first": 0, "next": 0, "later": 1}
+"""Of a decode program of one token; each layer asks for its own first matrix."""
 
 
 def _prefill_words(plan: Schedule, layout: Layout, lengths: Sequence[int], group: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 from flightllm.compiler.allocate import Layout, Region
@@ -31,8 +32,10 @@ _NAMES = (
 _SHARED = {
     "kmask": "scores", "vmask": "vs", "kept": "prob", "two": "factor", "shift": "addr",
     "width": "fmt", "end": "table", "block": "row",
+    "later": "rest",
 }  # fmt: skip
-"""Of block-sparse prefill: registers that only decode's attention, or only projections, use."""
+"""Of block-sparse prefill: registers that only decode's attention, or only projections, use; and
+the register that only decode, and only prefill, needs."""
 R = {name: Register.LOGITS + 1 + i for i, name in enumerate(_NAMES)}
 R |= {name: R[other] for name, other in _SHARED.items()}
 
@@ -162,8 +165,9 @@ class Builder:
                   n=self.region(region).size, count=1, mstride=0, dstride=0,
                   touch=self.writes(region))  # fmt: skip
 
-    def matrix(self, name: str) -> dict[str, Any]:
-        """Operands of a layer's matrix; without `addr` when it is asked for already."""
+    def matrix(self, name: str, record: Value | None = None) -> dict[str, Any]:
+        """Operands of a layer's matrix; without `addr` when it is asked for already. `record` is
+        the place of the layer's parameters, else the current layer's."""
         shape = self.shape
         group = shape.layers[0][name].fmt.group
         out: dict[str, Any] = {
@@ -173,7 +177,8 @@ class Builder:
         if name in self.asked:
             self.asked.remove(name)
             return out | {"fmt": reg("fmt"), "table": self.table}
-        index = reg("param", shape.matrices.index(name) * self.params.width)
+        record = reg("param") if record is None else record
+        index = record + shape.matrices.index(name) * self.params.width
         address, fmt, table = self.load_record(index)
         return out | {"addr": address, "fmt": fmt, "table": table}
 
@@ -182,6 +187,30 @@ class Builder:
         between them."""
         self.stream((), **self.matrix(name))
         self.asked.add(name)
+
+    @cached_property
+    def first(self) -> str:
+        """The matrix that a layer begins with; empty where the core has no rows of it."""
+        name = next(n.weight for n in self.graph.body if n.weight in self.shape.matrices)
+        return name if self.part.rows(self.shape, name).size else ""
+
+    def ask_for_next(self, loop: str) -> None:
+        """In decoding, where a token is to come: LD.stream of its first layer's first matrix."""
+        if self.decode and self.first:
+            self.scalar("sub", "tmp", STEPS, reg("step"))
+            self.scalar("min", "tmp", reg("tmp"), 1)
+            self.loop(loop, reg("tmp"), lambda: self.stream(
+                (), **self.matrix(self.first, Value(self.params.layers))
+            ))  # fmt: skip
+
+    def ask_first(self) -> None:
+        """In decoding, where a layer begins: LD.stream of its first matrix, which for the first
+        layer stands before the token."""
+        if self.decode and self.first:
+            operands = self.matrix(self.first)
+            self.loop("later", reg("later"), partial(self.stream, (), **operands))
+            self.scalar("add", "later", 1)
+            self.asked.add(self.first)
 
     @property
     def table(self) -> Value | int:

@@ -58,9 +58,10 @@ class _Emitter(SparseAttentionBuilder):
 
     def program(self) -> Block:
         words = self.config.prefill_tile
+        self.scalar("add", "step", 0)
+        self.ask_for_next("first")
         self.step("ld.vec", addr=self.units("tokens"), dst=self.at("topk", 1), n=words, count=1,
                   mstride=0, dstride=0, touch=self.writes("topk"))  # fmt: skip
-        self.scalar("add", "step", 0)
         if self.decode:
             self.loop("steps", STEPS, self.one_pass)
         else:
@@ -83,6 +84,8 @@ class _Emitter(SparseAttentionBuilder):
             self.scalar("add", name, value)
         self.load_vector("gain_attn", "attn_norm")
         self.load_biases(("q", "k", "v"))
+        if self.decode:
+            self.scalar("add", "later", 0)
         if self.decode or not halves(self.config):
             self.loop("layers", self.graph.layers, self.layer)
         else:
@@ -96,6 +99,7 @@ class _Emitter(SparseAttentionBuilder):
         if self.decode:
             self.scalar("add", Register.POS, POS, 1)
             self.scalar("add", "step", reg("step"), 1)
+            self.ask_for_next("next")
 
     def both_or_one(self) -> None:
         """Layers on both halves of the tile, or, of a tile that is not fuller, on one."""
@@ -152,6 +156,7 @@ class _Emitter(SparseAttentionBuilder):
             self.load_gains(ahead)
 
     def layer(self) -> None:
+        self.ask_first()
         for node in self.graph.body:
             self.node(node, None)
         self.next_layer()

@@ -322,8 +322,6 @@ def _located(error: LocatedError) -> CoreError:
 def _waits(machine: Machine, core: int, unit: Unit) -> int:
     """WAITS of a unit that cannot go on."""
     state = machine.cores[core]
-    if unit == Unit.LD and state.pushing is not None:
-        return _mask("WAITS", "fifo")
     queue = state.queues[unit]
     if not queue:
         return _mask("WAITS", "idle")

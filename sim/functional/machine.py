@@ -1,10 +1,11 @@
 """Queues, semaphores and schedule: which unit runs what next, on one core or several.
 
 An instruction starts when the tokens it waits for are there, takes them, and gives its own when it
-is done; a unit works in order. LD.stream is done when all matrices nobody took yet fit the weight
-FIFO. Any order of units that respects this must give the same bits. The default order lets LD run
-as far ahead as it can and ST stay behind, so that a missing semaphore shows; with a seed the order
-is random.
+is done; a unit works in order. LD.stream starts when all matrices nobody took yet fit the weight
+FIFO, and is done when its matrix is asked for: vectors need not wait for what is left of it. Any
+order of units that respects this must give the same bits. The default order lets LD run as far
+ahead as it can and ST stay behind, so that a missing semaphore shows; with a seed the order is
+random.
 """
 
 from __future__ import annotations
@@ -101,7 +102,6 @@ class _Core:
         self.tokens = [[0] * len(UNITS) for _ in UNITS]  # [to][from]
         self.halt: Step | None = None
         self.halted = False
-        self.pushing: Step | None = None  # the LD.stream whose matrix does not fit the FIFO yet
         self.executed = [0] * len(UNITS)
 
     def start(self, entry: str, registers: Mapping[int, int]) -> None:
@@ -130,11 +130,13 @@ class _Core:
     def ready(self, unit: int) -> bool:
         """Whether the unit's next instruction can start (a shared one: whether it has arrived)."""
         queue = self.queues[unit]
-        if not queue or (unit == Unit.LD and self.pushing is not None):
+        if not queue:
             return False
         step = queue[0][0]
         if step.wait and not self.has_tokens(step):
             return False
+        if step.kind.name == "ld.stream":
+            return self.state.waiting <= self.state.prefetch
         return not (step.kind.unit in (Unit.MM, Unit.MV) and step.kind.operands) or bool(
             self.state.fifo
         )
@@ -152,17 +154,6 @@ class _Core:
             tokens[other] -= 1
         return step, values
 
-    def settle(self, step: Step) -> None:
-        """Finish what is done after `step` was executed: it, and a stream that it made room for."""
-        fits = self.state.waiting <= self.state.prefetch
-        if step.kind.name == "ld.stream" and not fits:
-            self.pushing = step
-            return
-        self.finish(step)
-        if fits and self.pushing is not None:
-            self.finish(self.pushing)
-            self.pushing = None
-
     def finish(self, step: Step) -> None:
         """Give the tokens of an instruction that is done."""
         for other in step.release:
@@ -171,7 +162,7 @@ class _Core:
 
     def try_halt(self) -> bool:
         """Halt when everything is done; True when that happened."""
-        if self.halt is None or self.pushing or any(self.queues) or not self.has_tokens(self.halt):
+        if self.halt is None or any(self.queues) or not self.has_tokens(self.halt):
             return False
         for other in self.halt.wait:
             self.tokens[_SYS][other] -= 1
@@ -193,16 +184,15 @@ class _Core:
     def stuck(self) -> str:
         """What the core's units wait for."""
         parts = []
-        if self.pushing is not None:
-            parts.append(f"LD at word {self.pushing.address} (ld.stream) waits for FIFO room")
         for unit in UNITS:
-            if not self.queues[unit] or (unit == Unit.LD and self.pushing is not None):
+            if not self.queues[unit]:
                 continue
             step = self.queues[unit][0][0]
             missing = [UNITS[other].name for other in step.wait if not self.tokens[unit][other]]
             reason = "a token from " + " and ".join(missing)
             if not missing:
-                reason = "the other cores" if step.kind.name in _SHARED else "the weight FIFO"
+                other = "FIFO room" if unit == Unit.LD else "the weight FIFO"
+                reason = "the other cores" if step.kind.name in _SHARED else other
             place = f"{unit.name} at word {step.address} ({step.kind.name})"
             parts.append(f"{place} waits for {reason}")
         if self.halt is not None and not parts:
@@ -318,7 +308,7 @@ class Machine:
         except FlightError as error:
             raise self._located(core, step, error) from None
         self._trace(core, step, values)
-        core.settle(step)
+        core.finish(step)
 
     @staticmethod
     def _located(core: _Core, step: Step, error: Exception) -> LocatedError:

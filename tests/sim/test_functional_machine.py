@@ -157,15 +157,17 @@ def _linear(matrix: dict[str, int], **more: int) -> Op:
                    emit=0, table=0, **matrix, **more)  # fmt: skip
 
 
-def test_a_matrix_beyond_the_fifo_holds_up_what_ld_does_next() -> None:
-    """MV waits for a vector that LD can only load once MV has taken the matrix: a deadlock."""
+def test_a_matrix_beyond_the_fifo_holds_up_the_next_matrix_and_nothing_else() -> None:
+    """A vector overtakes it; one behind the next matrix, which MV needs first, is a deadlock."""
     matrix, image = _two_matrices()
     stream = Op.make("ld.stream", addr=1, **matrix)
     ready = linked(Op.make("ld.nop"), release=[MV])
     use = linked(_linear(matrix), wait=[LD])
-    Bench(program(board(), [[ready, stream, use, HALT]], image)).run()
-    bench = Bench(program(board(), [[stream, ready, use, HALT]], image))
-    with pytest.raises(VerifyError, match=r"LD at word 0 \(ld.stream\) waits for FIFO room"):
+    for ops in ([ready, stream, use], [stream, ready, use],
+                [stream, ready, stream, use, _linear(matrix)]):  # fmt: skip
+        Bench(program(board(), [[*ops, HALT]], image)).run()
+    bench = Bench(program(board(), [[stream, stream, ready, use, _linear(matrix), HALT]], image))
+    with pytest.raises(VerifyError, match=r"LD at word 7 \(ld.stream\) waits for FIFO room"):
         bench.run()
 
 
