@@ -11,6 +11,7 @@ from flightllm.cli import main
 from flightllm.power import board_power
 from flightllm.resources import resource_table
 from flightllm.spec.config import load_config
+from flightllm.spec.isa import Register
 from flightllm.spec.trace import TraceRecord
 from flightllm.timeline import timeline
 
@@ -30,6 +31,68 @@ def test_an_estimate_adds_up(capsys):
     assert found["tokens_per_second"] == pytest.approx(200e6 / found["cycles_per_token"], rel=1e-3)
     assert 0 < found["prefill_mac_utilization"] < 1 and found["decode_ms"] > 0
     assert found["resources"]["dsp"]["used"] > 0 and found["power"] is None
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny-2core"])
+def sequence(request):
+    """An estimator, and what runs of it say: tokens, tokens in the cache -> cycles, counters."""
+    from flightllm.estimation import Estimator
+
+    made = Estimator("demo", request.param, weights="w4g32")
+
+    def run(steps, position):
+        return made.cycles("decode", {
+            Register.POS: position, Register.NTOK: 1, Register.STEPS: steps, Register.LOGITS: 1,
+        })  # fmt: skip
+
+    return made, run
+
+
+def _added(run):
+    """Cycles and counters that a third token, which sees 40, adds to a run of two."""
+    longer, shorter = run(3, 37), run(2, 37)
+    return longer[0] - shorter[0], {name: longer[1][name] - shorter[1][name] for name in longer[1]}
+
+
+def test_a_token_is_what_it_adds_to_a_run(sequence):
+    made, run = sequence
+    found = made.decode(40)
+    assert found == _added(run) and found[1]["mv.busy"]
+    assert found[0] < run(1, 39)[0]  # alone
+
+
+@pytest.mark.parametrize("planted", [
+    lambda begin, first, second: (first, first, second),  # without the matrix asked for ahead
+    lambda begin, first, second: (0, 0, first),  # the first of the two
+    lambda begin, first, second: (begin, first, second + 1000),  # what halts the run too
+])  # fmt: skip
+def test_another_piece_of_the_trace_is_seen(sequence, planted, monkeypatch):
+    from flightllm import estimation
+
+    made, run = sequence
+    right = estimation._second_token
+    monkeypatch.setattr(estimation, "_second_token", lambda own: planted(*right(own)))
+    assert made.decode(40) != _added(run)
+
+
+def test_the_first_token_of_all_is_a_run_of_its_own(sequence):
+    made, run = sequence
+    assert made.decode(1)[0] == run(1, 0)[0]
+    assert min(record.start for record in made.trace(1)) >= 0
+
+
+def test_a_token_s_trace_goes_from_the_token_before_to_its_end(sequence):
+    made, _ = sequence
+    cycles, counters = made.decode(40)
+    records = made.trace(40)
+    early = [record for record in records if record.start < 0]
+    assert "ld.stream" in {record.name for record in early}  # its first matrix
+    assert "mv" not in {record.unit for record in early}
+    assert max(record.end for record in records) == cycles
+    assert len(records) == sum(n for name, n in counters.items() if name.endswith("instructions"))
+    asks = [record for record in records if record.name == "ld.stream"]
+    matrices = [record for record in records if record.name == "mv.linear"]
+    assert len(asks) == len(matrices)
 
 
 def test_a_context_beyond_the_model_is_refused(capsys):

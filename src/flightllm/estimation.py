@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from flightllm.hardware import Board, as_config
 from flightllm.spec.config import HwConfig
 from flightllm.spec.errors import InputError
 from flightllm.spec.formats import BLOCK
-from flightllm.spec.isa import Register
+from flightllm.spec.isa import UNITS, Register
 
 if TYPE_CHECKING:
     from flightllm.compiler.scheme import QuantOptions
@@ -36,9 +37,9 @@ class Estimate:
 
     Members
     -------
-    cycles : of one decoded token at the context. bytes_per_token : that it must read.
-    prefill_cycles : of each tile of the prompt, or empty. decode_seconds : of all tokens of a
-        request, or None. counters : of each unit in that token, summed over cores.
+    cycles : of one decoded token at the context, in a running sequence. bytes_per_token : that it
+        must read. prefill_cycles : of each tile of the prompt, or empty. decode_seconds : of all
+        tokens of a request, or None. counters : of each unit for that token, summed over cores.
     """
 
     model: str
@@ -158,23 +159,61 @@ class Estimator:
         return result.cycles, dict(result.counters)
 
     def decode(self, context: int, efficiency: float | None = None) -> tuple[int, dict[str, int]]:
-        """One token that sees `context` tokens, itself among them."""
-        self._check(context)
-        return self.cycles("decode", {
-            Register.POS: context - 1, Register.NTOK: 1, Register.STEPS: 1, Register.LOGITS: 1,
-        }, efficiency=efficiency)  # fmt: skip
+        """One token of a running sequence that sees `context` tokens, itself among them.
+
+        Returns
+        -------
+        Cycles between the end of the token before and its own; counters of each unit for it,
+        summed over cores: "mv.instructions", "mv.busy".
+        """
+        cycles, records = self._token(context, efficiency)
+        counters = dict.fromkeys(
+            (f"{unit.name.lower()}.{what}" for unit in UNITS for what in ("instructions", "busy")),
+            0,
+        )
+        for record in records:
+            counters[f"{record.unit}.instructions"] += 1
+            counters[f"{record.unit}.busy"] += _end(record) - _start(record)
+        return cycles, counters
 
     def trace(self, context: int) -> list[TraceRecord]:
-        """What every unit does for that token."""
+        """What every unit does for that token; cycle 0 is the end of the token before, so that its
+        first matrix, asked for ahead, is in negative ones."""
+        return self._token(context)[1]
+
+    def _token(self, context: int, efficiency: float | None = None
+               ) -> tuple[int, list[TraceRecord]]:  # fmt: skip
+        """Cycles and records of that token: the second of two in one run, as the first has nothing
+        asked for ahead. A token without one before it is a run of its own."""
         from flightllm.sim.cycle import CycleDevice
 
+        self._check(context)
         records: list[TraceRecord] = []
-        device = CycleDevice(self.config, trace=records.append)
+        device = CycleDevice(self.config, trace=records.append, efficiency=efficiency)
         device.load(self.program)
-        device.run("decode", {
-            Register.POS: context - 1, Register.NTOK: 1, Register.STEPS: 1, Register.LOGITS: 1,
+        steps = min(context, 2)
+        result = device.run("decode", {
+            Register.POS: context - steps, Register.NTOK: 1, Register.STEPS: steps,
+            Register.LOGITS: 1,
         })  # fmt: skip
-        return records
+        if steps == 1:
+            assert result.cycles is not None
+            return result.cycles, records
+        mine, ends = [], []
+        for core in range(self.config.cores):
+            own = [record for record in records if record.core == core]
+            begin, first, second = _second_token(own)
+            mine += [
+                record for record in own
+                if (record.unit == "ld" and begin <= _end(record) <= second)
+                or first < _end(record) <= second
+            ]  # fmt: skip
+            ends.append((first, second))
+        before, after = map(max, zip(*ends))
+        return after - before, [
+            dataclasses.replace(record, start=_start(record) - before, end=_end(record) - before)
+            for record in mine
+        ]
 
     def prefill(self, tokens: int) -> tuple[int, ...]:
         """Cycles of each tile of a prompt."""
@@ -247,6 +286,33 @@ class Estimator:
                 f"{context} tokens are not 1 to {longest}, what {self.shape.name} has room for on "
                 f"{self.config.name}"
             )
+
+
+def _start(record: TraceRecord) -> int:
+    """The cycle in which an instruction began."""
+    assert record.start is not None
+    return record.start
+
+
+def _end(record: TraceRecord) -> int:
+    """The cycle in which an instruction was done."""
+    assert record.end is not None
+    return record.end
+
+
+def _second_token(records: Sequence[TraceRecord]) -> tuple[int, int, int]:
+    """From when on a core's loads are the second token's, and when the first and the second token
+    are done: when their largest logits are stored, the last thing that a pass of the program does.
+
+    The loads begin with a layer's first matrix, behind all other matrices of the pass in the
+    program; it is asked for once in a run of two tokens.
+    """
+    last = max(record.address for record in records if record.name == "st.vec")
+    first, second = (_end(r) for r in records if r.address == last)
+    matrices = [record for record in records if record.name == "ld.stream"]
+    ahead = max(matrices, key=lambda record: record.address)
+    once = sum(record.address == ahead.address for record in matrices) == 1
+    return _end(ahead) if once else first, first, second
 
 
 def _kept(pattern: Pattern, tokens: int) -> int:
