@@ -23,7 +23,7 @@ from flightllm.spec.timing import (
 )
 
 __all__ = [
-    "DONE", "HANDED", "LATER", "MEMORY", "NEXT", "READ_AT", "UNKNOWN", "access", "consume", "issue",
+    "DONE", "HANDED", "LATER", "MEMORY", "NEXT", "READ_AT", "UNKNOWN", "access", "ask", "consume",
     "note", "spend", "store",
 ]  # fmt: skip
 
@@ -154,6 +154,35 @@ def issue(t: Any, ideal: float, period: float, pace: float, depth: int, beat: in
         master[COUNT] += 1
         counts[NEXT_BURST] += 1
     return DONE
+
+
+@njit(cache=True)
+def ask(t: Any, ideal: float, period: float, pace: float, depth: int, beat: int, low: int,
+        high: int, transfer: Any, rings: Any, masters: Any, counts: Any, beats: Any, times: Any,
+        dram: Any, until: float) -> tuple[int, float]:  # fmt: skip
+    """`issue` of a transfer's bursts in channels `low` to `high`: the worst of what became of them,
+    and the cycle of the next request that is `LATER`.
+
+    transfer : `Transfer`'s addresses, beats, earliest, bursts, first and ended.
+    """
+    addresses, totals, earliest, bursts, first, ended = transfer
+    rows, free, activated, states = dram
+    worst, later = DONE, np.inf
+    for c in range(low, high):
+        if bursts[c] < 0:
+            continue
+        counts[c, NEXT_BURST] = bursts[c]
+        state = issue(t, ideal, period, pace, depth, beat, addresses[c], totals[c], earliest[c],
+                      totals[c], first[c], rings[c], masters[c], counts[c], beats[c], times[c],
+                      (rows[c], free[c], activated[c], states[c]), False, until)  # fmt: skip
+        bursts[c] = counts[c, NEXT_BURST]
+        if state == DONE:
+            bursts[c] = -1
+            ended[c] = max(masters[c, LAST_ISSUE], earliest[c])
+        elif state == LATER:
+            later = min(later, masters[c, NEXT_ISSUE])
+        worst = min(worst, state)
+    return worst, later
 
 
 @njit(cache=True)

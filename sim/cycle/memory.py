@@ -180,42 +180,28 @@ class ChannelMemory:
 
     def _ask_first(self, until: float) -> bool:
         """The same for the first transfer alone."""
-        states = [self._ask(self.queue[0], c, until) for c in range(self.channels)]
-        self.later = min((
-            float(self.masters[c, kernels.NEXT_ISSUE])
-            for c, state in enumerate(states) if state == kernels.LATER
-        ), default=math.inf)  # fmt: skip
-        if min(states) != kernels.DONE:
+        state, self.later = self._ask(self.queue[0], 0, self.channels, until)
+        if state != kernels.DONE:
             return False
         self.queue.popleft().complete = True
         return True
 
-    def _ask(self, transfer: Transfer, c: int, until: float) -> int:
-        if transfer.bursts[c] < 0:
-            return kernels.DONE
-        counts = self.counts[c]
-        counts[kernels.NEXT_BURST] = transfer.bursts[c]
-        state = self._issue(transfer, c, self.depth, counts, self.beats[c], self.times[c], until)
-        transfer.bursts[c] = counts[kernels.NEXT_BURST]
-        if state == kernels.DONE:
-            self._asked(transfer, c)
-        return state
+    def _ask(self, transfer: Transfer, low: int, high: int, until: float) -> tuple[int, float]:
+        """Ask for a matrix in some channels, see `kernels.ask`."""
+        return self._issue(
+            transfer, low, high, self.depth, (self.counts, self.beats, self.times), until
+        )
 
-    def _issue(self, transfer: Transfer, c: int, depth: int, counts: Ints, beats: Ints,
-               times: Floats, until: float) -> int:  # fmt: skip
-        total = int(transfer.beats[c])
-        state: int = kernels.issue(
-            self.timing, self.ideal, self.period, self.pace, depth, self.beat,
-            int(transfer.addresses[c]), total, transfer.earliest[c], total, transfer.first[c],
-            self.rings[c], self.masters[c], counts, beats, times,
-            (self.rows[c], self.free[c], self.activated[c], self.states[c]), False, until,
+    def _issue(self, transfer: Transfer, low: int, high: int, depth: int,
+               fifos: tuple[Ints, Ints, Floats], until: float) -> tuple[int, float]:  # fmt: skip
+        made: tuple[int, float] = kernels.ask(
+            self.timing, self.ideal, self.period, self.pace, depth, self.beat, low, high,
+            (transfer.addresses, transfer.beats, transfer.earliest, transfer.bursts,
+             transfer.first, transfer.ended),
+            self.rings, self.masters, *fifos,
+            (self.rows, self.free, self.activated, self.states), until,
         )  # fmt: skip
-        return state
-
-    def _asked(self, transfer: Transfer, c: int) -> None:
-        """Note that all of a channel's part is asked for."""
-        transfer.bursts[c] = -1
-        transfer.ended[c] = max(self.masters[c, kernels.LAST_ISSUE], transfer.earliest[c])
+        return made
 
     # ------------------------------------------------------------------------ matrices
 
@@ -334,14 +320,11 @@ class ChannelMemory:
         if row.bursts[c] < 0:
             return
         for transfer in self.queue:
-            if self._ask(transfer, c, now - 1) != kernels.DONE:
+            if self._ask(transfer, c, c + 1, now - 1)[0] != kernels.DONE:
                 break
-        counts = self.vectors[c]
-        counts[kernels.NEXT_BURST] = row.bursts[c]
-        state = self._issue(row, c, VECTOR_BEATS, counts, self.taken[c], self.taken_at[c], math.inf)
-        row.bursts[c] = counts[kernels.NEXT_BURST]
-        if state == kernels.DONE:
-            self._asked(row, c)
+        self._issue(
+            row, c, c + 1, VECTOR_BEATS, (self.vectors, self.taken, self.taken_at), math.inf
+        )
 
     def _record(self, c: int, beats: int, begun: float, ended: float) -> None:
         """Note that the writer took the beats up to `beats` between two cycles."""
