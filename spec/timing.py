@@ -21,8 +21,9 @@ __all__ = [
     "ADD", "BARRIER", "BURST_BEATS", "CLEAR", "CONVERT", "FIFO_PASS", "GRANT", "MASTER_COMMANDS",
     "MUL", "OUTSTANDING", "QUEUE_PASS", "READ_LATENCY", "RUN_START", "STORE_BEATS", "STORE_PIPE",
     "TRANSFER", "VECTOR_BEATS", "WRITES", "EngineTiming", "MatrixTiming", "engine_timing",
-    "gather_cycles", "matrix_timing", "misc_cycles", "misc_reads", "reduce_cycles",
-    "scalar_cycles", "store_setup", "stream_plan_cycles", "sums_at_once", "vector_setup",
+    "gather_cycles", "heads_together", "matrix_timing", "misc_cycles", "misc_reads",
+    "reduce_cycles", "scalar_cycles", "store_setup", "stream_plan_cycles", "sums_at_once",
+    "vector_setup",
 ]  # fmt: skip
 
 ADD, MUL, CONVERT = 3, 3, 2
@@ -96,13 +97,8 @@ def gather_number_cycles(mstride: int) -> int:
 
 
 def heads_together(pairs: int) -> int:
-    """Heads of V, a power of two, whose writes to a channel ST sends one after the other, before
-    those to the next channel: as many as its master can have under way.
-
-    Parameters
-    ----------
-    pairs : of a head's rows, in the channel that has most.
-    """
+    """Heads of V, a power of two, whose writes to a channel go before those to the next one: as
+    many as its master can have under way, where most pairs of a head's rows in one are `pairs`."""
     return 1 << max(0, (WRITES // max(pairs, 1)).bit_length() - 1)
 
 
