@@ -317,9 +317,9 @@ fp16 with `half`.""", flags=("rope", "nibble", "half")),
         pos: position of token 0
         window: sliding window
         """), """\
-Softmax of each vector over the positions max(0, p - window + 1) .. p, p = pos + token; INT8
-probabilities times V scale, padded with 0 to a multiple of 32;
-factor = max V scale / 127 / sum."""),
+Softmax of each vector over the positions max(0, p - window + 1) .. p, p = pos + token, which must
+all have a column (simulators refuse others, hardware takes them as absent); INT8 probabilities
+times V scale, padded with 0 to a multiple of 32; factor = max V scale / 127 / sum."""),
     Instruction("misc.act", Unit.MISC, 6, _ops("""
         a: F address
         a1: distance of rows
