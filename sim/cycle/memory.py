@@ -26,7 +26,6 @@ from flightllm.spec.formats import (
 from flightllm.spec.timing import (
     BURST_BEATS,
     FIFO_PASS,
-    LATE_REQUEST,
     MASTER_COMMANDS,
     OUTSTANDING,
     VECTOR_BEATS,
@@ -292,7 +291,7 @@ class ChannelMemory:
         """
         self.recent_rows.append(row)
         for c in range(self.channels):
-            self._ask_part(row, c, row.earliest[c] + LATE_REQUEST)
+            self._ask_part(row, c)
         for c, count in enumerate(parts):
             if not count:
                 now += 1
@@ -305,7 +304,7 @@ class ChannelMemory:
                 now = max(begun + (known - taken) * count / beats, last + 1)
                 self._record(c, int(self.vectors[c, kernels.TAKEN]) + known - taken, begun, now)
                 taken = known
-                self._ask_part(row, c, begun)
+                self._ask_part(row, c)
         row.complete = True
         return math.ceil(now)
 
@@ -314,17 +313,22 @@ class ChannelMemory:
         begun = int(row.addresses[c]) // self.beat % BURST_BEATS
         return int(row.bursts[c]) * BURST_BEATS - begun
 
-    def _ask_part(self, row: Transfer, c: int, now: float) -> None:
-        """Ask for what the channel's FIFO of vectors has room for, and before it for what matrices
-        could ask for until `now`."""
-        if row.bursts[c] < 0:
-            return
-        for transfer in self.queue:
-            if self._ask(transfer, c, c + 1, now - 1)[0] != kernels.DONE:
-                break
-        self._issue(
-            row, c, c + 1, VECTOR_BEATS, (self.vectors, self.taken, self.taken_at), math.inf
-        )
+    def _ask_part(self, row: Transfer, c: int) -> None:
+        """Ask for what the channel's FIFO of vectors has room for. While a burst waits for room,
+        matrices are asked for, which may then have taken its turn."""
+        state, at = self._ask_row(row, c, -math.inf)
+        while state == kernels.LATER:
+            for transfer in self.queue:
+                if self._ask(transfer, c, c + 1, at - 1)[0] != kernels.DONE:
+                    break
+            burst = row.bursts[c]
+            state, at = self._ask_row(row, c, at)
+            if state == kernels.LATER and row.bursts[c] == burst:
+                state, at = self._ask_row(row, c, at)
+
+    def _ask_row(self, row: Transfer, c: int, until: float) -> tuple[int, float]:
+        fifo = self.vectors, self.taken, self.taken_at
+        return self._issue(row, c, c + 1, VECTOR_BEATS, fifo, until)
 
     def _record(self, c: int, beats: int, begun: float, ended: float) -> None:
         """Note that the writer took the beats up to `beats` between two cycles."""
