@@ -18,6 +18,7 @@ from flightllm.spec.isa import QUEUE_DEPTH, UNITS
 from flightllm.spec.parameters import (
     LARGEST_GROUP,
     MatrixParameters,
+    exchanged_bytes,
     matrix_parameters,
     row_bytes,
     row_words,
@@ -80,8 +81,20 @@ WRITER_LUT = 1.7
 """A bit's, of the choice among those who write to F."""
 MOST_URAM = 0.85
 """Share of a die's UltraRAM for F, A and weight FIFOs at most; else the FIFOs are block memory."""
-CONTROL = (3850, 2730)
-"""(LUT, FF) of the registers, the dispatcher, semaphores, queues and monitors."""
+CONTROL = (2520, 2030)
+"""(LUT, FF) of a core's dispatcher, semaphores, queues and monitors."""
+MEETING = (2.5, 510)
+"""With several cores: LUT of a bit exchanged, FF, of a core's gathers and barriers."""
+REGISTERS_LUT = 1131
+"""Of the host's registers, for a core, their number rounded up to a power of two."""
+BASE_LUT = ((68, 0), (37, 248))
+"""Of a channel's base, and of all: where there are few channels, and where there are many."""
+ADDRESS_LUT = 28
+"""Of what adds it to an address."""
+REGISTERS_FF = (574, 97, 64)
+"""Of the registers, of a core behind the first, of a channel's base."""
+EXCHANGED = (1, 2.01, 90)
+"""Of a bit exchanged between cores: LUT; FF for each core and once more, and those beside bits."""
 
 
 def _dsps_of_cell(made: MatrixParameters) -> int:
@@ -103,16 +116,17 @@ def _sfu_dsps(config: HwConfig) -> int:
     return (8 * lanes + 1) * PRODUCT_DSPS[config.dsp_kind] + 2 * lanes + 4
 
 
-def _epilogue_dsps(config: HwConfig) -> int:
-    return min(row_words(config), 16) * PRODUCT_DSPS[config.dsp_kind]
+def _engine_dsps(config: HwConfig, channels: int) -> int:
+    """The epilogue's products, and two divisions by the channels."""
+    shares = 0 if channels & (channels - 1) == 0 else 2 * 2
+    return min(row_words(config), 16) * PRODUCT_DSPS[config.dsp_kind] + shares
 
 
 def dsp_count(config: HwConfig, core: int) -> int:
     """DSPs of a core: exact, `tests/hw/test_resources.py` holds it against the generated design."""
     channels = config.channels[core]
-    products = _epilogue_dsps(config) + _sfu_dsps(config)
-    shares = 0 if channels & (channels - 1) == 0 else 2 * 2  # two divisions by the channels
-    return _array_dsps(config, core) + products + DISPATCHER_DSPS + shares
+    engine = _engine_dsps(config, channels)
+    return _array_dsps(config, core) + engine + _sfu_dsps(config) + DISPATCHER_DSPS
 
 
 def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
@@ -235,11 +249,25 @@ def _memory(config: HwConfig, channels: int) -> Resources:
     return Resources(lut=lut, ff=LOAD_STORE[1] + 24 * beat + words)
 
 
-def _control(config: HwConfig) -> Resources:
+def _control(config: HwConfig, core: int) -> Resources:
+    """What a core has of it; the first one's die has the host's registers and the exchange too."""
     program = memory_blocks(32, config.program_words, False)
     params = memory_blocks(32, config.param_words, False)
     queues = memory_blocks(32, QUEUE_DEPTH * 22, False).times(len(UNITS))
-    return program + params + queues + Resources(lut=CONTROL[0], ff=CONTROL[1])
+    own = program + params + queues + Resources(lut=CONTROL[0], ff=CONTROL[1])
+    cores, channels = config.cores, sum(config.channels)
+    bits = 8 * max(4 * row_words(config), exchanged_bytes(config)) if cores > 1 else 0
+    if bits:
+        own += Resources(lut=MEETING[0] * bits, ff=MEETING[1])
+    if core:
+        return own
+    base = min(each * channels + more for each, more in BASE_LUT) + ADDRESS_LUT * channels
+    fixed, behind, each = REGISTERS_FF
+    host = Resources(lut=base + (REGISTERS_LUT << (cores - 1).bit_length()),
+                     ff=fixed + behind * (cores - 1) + each * channels)  # fmt: skip
+    exchange = Resources(lut=EXCHANGED[0] * bits + 53,
+                         ff=(cores + 1) * (EXCHANGED[1] * bits + EXCHANGED[2]))  # fmt: skip
+    return own + host + exchange.times(cores > 1)
 
 
 def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
@@ -247,14 +275,13 @@ def core_resources(config: HwConfig, core: int) -> Mapping[str, Resources]:
     made, channels = matrix_parameters(config), config.channels[core]
     urams = bool(config.slrs) and config.slrs[core].uram > 0
     size = engine_size(config, core)
-    array, sfu = _array_dsps(config, core), _sfu_dsps(config)
-    epilogue = _epilogue_dsps(config)
     return {
-        "channels": _channel(config, made, size, core).times(channels) + Resources(dsp=array),
-        "engine": _engine(config, made, channels, size.batches) + Resources(dsp=epilogue),
-        "sfu": _sfu(config) + Resources(dsp=sfu),
+        "channels": _channel(config, made, size, core).times(channels)
+        + Resources(dsp=_array_dsps(config, core)),
+        "engine": _engine(config, made, channels, size.batches)
+        + Resources(dsp=_engine_dsps(config, channels)),
+        "sfu": _sfu(config) + Resources(dsp=_sfu_dsps(config)),
         "buffers": _buffers(config, urams),
         "memory": _memory(config, channels),
-        "control": _control(config)
-        + Resources(dsp=dsp_count(config, core) - array - sfu - epilogue),
+        "control": _control(config, core) + Resources(dsp=DISPATCHER_DSPS),
     }

@@ -184,7 +184,7 @@ class Netlist:
     def cores(self, top: str) -> list[dict[str, dict[str, float]]]:
         """Of each core each unit; what belongs to no core counts to the first one's control."""
         cores = [cell["type"] for cell in self._modules[top] if _base(cell["type"]) == "Core"]
-        found = [self.units(name, "control") for name in cores]
+        found = [dict(self.units(name, "control")) for name in cores]  # cores may be alike
         rest = self._own(top, "control")
         for cell in self._modules[top]:
             if cell["type"] in self._modules and cell["type"] not in cores:
@@ -237,10 +237,11 @@ def synthesised(config: HwConfig) -> list[dict[str, dict[str, float]]]:
     from flightllm.hw.memory.ram import VERILOG
     from flightllm.hw.top import NAME
     from flightllm.hw.verilog import design_rtlil
+    from flightllm.spec.handoff import wants_half_ports
 
     urams = " -uram" if any(slr.uram for slr in config.slrs) else ""
     synth = SYNTH.format(family=FAMILIES[config.dsp_kind], urams=urams)
-    design = design_rtlil(config)
+    design = design_rtlil(config, half_ports=wants_half_ports(config))
     units = [name for name in _MODULE.findall(design) if _base(name) in UNITS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -54,3 +54,14 @@ def test_modules_count_as_often_as_they_stand_and_to_their_unit() -> None:
         "control": 2, "engine": 1, "channels": 2,
     }  # fmt: skip
     assert second["sfu"]["ff"] == 2
+
+
+def test_what_belongs_to_no_core_counts_to_the_first_of_equal_ones() -> None:
+    def module(*types: str) -> dict[str, object]:
+        return {"attributes": {}, "cells": {str(k): cell(t, k) for k, t in enumerate(types)}}
+
+    netlist = Netlist({
+        "top": module("Core", "Core", "Control"), "Core": module("FDRE"),
+        "Control": module("FDRE", "FDRE"),
+    })  # fmt: skip
+    assert [core["control"]["ff"] for core in netlist.cores("top")] == [3, 1]
