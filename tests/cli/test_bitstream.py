@@ -59,7 +59,7 @@ def test_without_the_tool_the_project_is_complete(
     done = cli("bitstream", "--board", board, "-o", out)
     assert done.code == 3 and done.out == ""
     assert tool in done.err and f"run: make -C {out}" in done.err
-    assert ("takes 142 % of the LUT of die 0" in done.err) == (board == "u280")
+    assert ("takes 144 % of the LUT of die 0" in done.err) == (board == "u280")
     for name in (*files, "Makefile", "hardware.json.in", "rtl/flightllm_kernel.v"):
         assert (out / name).is_file(), name
 
