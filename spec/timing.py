@@ -443,9 +443,8 @@ def misc_reads(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: in
                shared: bool) -> list[tuple[int, int]]:  # fmt: skip
     """When a MISC instruction reads F, all lanes a cycle: nobody else reads at that port then.
 
-    It reads vectors, and block sums, at the port of the matrix engine; at the one that LD, ST and
-    SYS share it reads what meets a vector: the other summand, gains, sines and cosines, the scales
-    of values.
+    It reads vectors and block sums at the matrix engine's port; at the one of LD, ST and SYS what
+    meets a vector: the other summand, gains, sines and cosines, scales of values.
 
     Parameters
     ----------
@@ -453,8 +452,7 @@ def misc_reads(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: in
 
     Returns
     -------
-    Runs of cycles from the instruction's start on: the first, and the one behind the last. A pass
-    reads from the cycle behind its beginning on.
+    Runs of cycles from the instruction's start on: first, one behind the last; a pass begins one.
     """
     function = name.removeprefix("misc.")
     both = {"add": True, "stat": "norm" in flags, "quant": "norm" in flags,
@@ -477,8 +475,6 @@ def misc_reads(name: str, flags: frozenset[str], v: Mapping[str, int], lanes: in
 
 WIRE = 2
 """Registers between a core and the exchange, each way."""
-
-
 BARRIER = 2 + 2 * WIRE
 """From the last core's start at a barrier to done: into the state in which it is here, the wires
 to the exchange and back, out of the state again."""
