@@ -23,8 +23,13 @@ SETTINGS = {
     "router2/bbMargin/y": "6",
 }  # fmt: skip
 """Of nextpnr's routing, most of them without an option: by how much what a wire in use costs the
-next net grows a round, and how far around its ends a net may run. With nextpnr's own factor, 2, the
+next net grows a round, and how far around its ends a net may run. With nextpnr's own step, 2, the
 last 60 wires are never settled."""
+AREA = (
+    "strash;&get,-n;&fraig,-x;&put;scorr;dc2;&get,-n;&syn3;&syn3;&put;"
+    "dch,-f;if,-a,-F,3,-A,5;mfs2,-a;lutpack,-S,1"
+)
+"""Of ABC: Yosys' own steps for tables, two rounds of &syn3, a mapping that looks at area first."""
 VERSION = "$$($(YOSYS) -V 2>/dev/null | head -1 | tr -d '\"/&')"
 
 
@@ -89,12 +94,12 @@ techmap -map {MEMORY_MAP} t:$mem_v2 {half_cycle.LATE} %d
 techmap -map {CARRY_MAP} -map +/techmap.v
 {run} map_gates:map_ffs
 flatten
-opt
+opt -full
 opt_clean -purge
 {run} map_ffs:map_luts
 techmap -map +/lattice/latches_map.v
 opt_clean -purge
-abc -lut 4
+abc -lut 4 -script +{AREA}
 opt_clean -purge
 {run} map_cells:check
 hierarchy -top {TOP}

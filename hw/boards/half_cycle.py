@@ -18,7 +18,7 @@ LATE = (
 """Yosys' selection of memories that stay as they are: their address comes late in the cycle, or
 much follows on their word."""
 
-LEAST_WIDTH, LEAST_BITS = 17, 1024
+LEAST_WIDTH, LEAST_BITS = 17, 160
 """Of a memory that is read without a clock: a block for less is not worth its place."""
 
 MAP = f"""\
