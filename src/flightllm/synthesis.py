@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ SHARED_INPUTS = 5
 """Inputs that the two functions of a site have together at most."""
 LOOKED_AT = 64
 """Candidates behind each input that are tried for the second place of a site."""
+AT_ONCE = 4
+"""Units synthesised at a time at most: each takes up to 2 GB for the largest boards."""
 KINDS = ("dsp", "lut", "ff", "bram36", "uram")
 _MODULE = re.compile(r"^module \\(\S+)$", re.MULTILINE)
 
@@ -222,11 +226,16 @@ def _add(total: dict[str, dict[str, float]], more: Mapping[str, Mapping[str, flo
         total[unit] = {kind: mine[kind] + counts[kind] for kind in KINDS}
 
 
-def synthesised(config: HwConfig) -> list[dict[str, dict[str, float]]]:
+def synthesised(config: HwConfig, progress: Callable[[str, int, int], None] | None = None
+                ) -> list[dict[str, dict[str, float]]]:  # fmt: skip
     """For each core, each unit's resources by kind; modules that are alike are synthesised once.
 
-    Units are synthesised one after the other, the rest with black boxes in their place: ABC9's time
-    in Yosys grows with what else is in the design.
+    Each unit is synthesised for itself, with black boxes in place of the rest, since ABC9's time in
+    Yosys grows with what else is in the design; as many at a time as there are processors.
+
+    Parameters
+    ----------
+    progress : told (stage, units done, units in all).
 
     Raises
     ------
@@ -234,6 +243,7 @@ def synthesised(config: HwConfig) -> list[dict[str, dict[str, float]]]:
         Without Yosys.
     """
     command = yosys_command()
+    tell = progress or (lambda stage, done, total: None)
     from flightllm.hw.memory.ram import VERILOG
     from flightllm.hw.top import NAME
     from flightllm.hw.verilog import design_rtlil
@@ -241,20 +251,36 @@ def synthesised(config: HwConfig) -> list[dict[str, dict[str, float]]]:
 
     urams = " -uram" if any(slr.uram for slr in config.slrs) else ""
     synth = SYNTH.format(family=FAMILIES[config.dsp_kind], urams=urams)
+    tell("generating", 0, 1)
     design = design_rtlil(config, half_ports=wants_half_ports(config))
+    tell("generating", 1, 1)
     units = [name for name in _MODULE.findall(design) if _base(name) in UNITS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "ram.v").write_text(VERILOG, encoding="utf-8")
         (folder / "design.il").write_text(design, encoding="utf-8")
-        modules: dict[str, Any] = {}
-        for top in (NAME, *units):
+
+        def one(top: str) -> dict[str, Any]:
             apart = [f"blackbox {unit}" for unit in units if unit != top]
             apart += [f'setattr -set ram_style "block" {SMALL}'] * (top == NAME)
-            (folder / "run.ys").write_text(
+            script = folder / f"{top}.ys"
+            script.write_text(
                 SCRIPT.format(synth=synth, top=top, apart="\n".join(apart)), encoding="utf-8"
             )
-            subprocess.run([*command, "-q", "-s", "run.ys"], cwd=folder, check=True)
+            subprocess.run([*command, "-q", "-s", script.name], cwd=folder, check=True)
             made = json.loads((folder / f"{top}.json").read_text(encoding="utf-8"))["modules"]
-            modules |= {name: made[name] for name in made if name == top or name not in units}
+            return {name: made[name] for name in made if name == top or name not in units}
+
+        modules: dict[str, Any] = {}
+        tops = [NAME, *units]
+        with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), AT_ONCE)) as pool:
+            tell("synthesising", 0, len(tops))
+            made = [pool.submit(one, top) for top in tops]
+            try:
+                for done, unit in enumerate(as_completed(made), 1):
+                    modules |= unit.result()
+                    tell("synthesising", done, len(tops))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return Netlist(modules).cores(NAME)

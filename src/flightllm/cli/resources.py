@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flightllm.cli.options import Board, Json
-from flightllm.cli.output import print_json, table
+from flightllm.cli.output import print_json, progress_bar, table
 from flightllm.resources import KINDS
 
 __all__ = ["resources"]
@@ -31,7 +31,8 @@ def resources(
     if synth:
         from flightllm.synthesis import synthesised
 
-        made = synthesised(config)
+        with progress_bar() as progress:
+            made = synthesised(config, progress)
         for kind in KINDS:
             found[kind]["synthesised"] = round(
                 sum(counts[kind] for core in made for counts in core.values())
