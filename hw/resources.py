@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from flightllm.hw.decode.ring import beats_of_slice, ring_beats
 from flightllm.hw.engine.size import EngineSize, engine_size
+from flightllm.hw.memory.ram import shallow
 from flightllm.spec.config import HwConfig
 from flightllm.spec.handoff import wants_half_ports
 from flightllm.spec.isa import QUEUE_DEPTH, UNITS
@@ -50,6 +51,8 @@ PRODUCT_DSPS = {"dsp48e2": 2, "dsp48e1": 3, "dsp58": 2, "inferred": 2}
 """Slices of a float32 significand's 24 x 24 bit product."""
 LANE_DSPS = 2
 """Of a lane: a slice for the scale, one for the minimum, which are 11 bits wide."""
+VECTORS_DSPS = 1
+"""Of a job's vectors, a product of 11 x 11 bits."""
 DISPATCHER_DSPS = 3
 """Of sys.mul, the lower 32 bits of 32 x 32."""
 
@@ -69,10 +72,26 @@ SELECT_LUT, SHIFT_LUT = 0.87, 1.15
 """A bit's four to one: of a beat in the ring, of two steps of the shift to a slice's first byte."""
 CODE_LUT, NEXT_LUT, LEVEL_LUT, LEVEL_FF = 29, 15, 48, 41
 """Of a lane: codes of two rows, those of a second part; of each part index, picks and levels."""
-CELL = (43, 36)
+CELL = (35.6, 25.7)
 """(LUT, FF) of a lane of a cell: its sparse multiplexer and skew."""
-LANE = (150, 140)
+CHAIN = {
+    "dsp48e2": (15.1, 13.5), "dsp48e1": (15.1, 13.5), "dsp58": (11.3, 14.4),
+    "inferred": (19.7, 43.5),
+}  # fmt: skip
+"""(LUT, FF) of a lane of a cell: what its chain has beside multipliers."""
+COUPLE_LUT = 1.1
+"""With twins: of a result's bit, which of the two."""
+LANE = (102, 140)
 """(LUT, FF) of a float32 lane beside its arithmetic."""
+TAG_LANES = 16
+"""From so many of the SFU on its rings of tags, 59 bits and more, go to block memory."""
+SOURCE_LUT = 0.468
+"""A bit's, of each source of the epilogue."""
+ENGINE_LUT = (2680, 105, 2)
+"""What the channels share: of any size, of a row at a time, of a window's byte and a step of its
+rotation."""
+BETWEEN_LUT = 0.7
+"""A bit's, of a memory of look-up tables: the choice among its parts of 64 words."""
 BEHIND_LUT = 0.5
 """A bit's, of each UltraRAM of a column behind the first."""
 CHANNEL_LUT, LOAD_STORE = 0.43, (4156, 3174)
@@ -117,9 +136,9 @@ def _sfu_dsps(config: HwConfig) -> int:
 
 
 def _engine_dsps(config: HwConfig, channels: int) -> int:
-    """The epilogue's products, and two divisions by the channels."""
+    """The epilogue's products, two divisions by the channels, and the vectors of a job."""
     shares = 0 if channels & (channels - 1) == 0 else 2 * 2
-    return min(row_words(config), 16) * PRODUCT_DSPS[config.dsp_kind] + shares
+    return min(row_words(config), 16) * PRODUCT_DSPS[config.dsp_kind] + shares + VECTORS_DSPS
 
 
 def dsp_count(config: HwConfig, core: int) -> int:
@@ -135,7 +154,7 @@ def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
     if urams and depth >= 2048 and width * depth >= 1 << 20:
         beside, behind = -(-width // 72), -(-depth // 4096)
         return Resources(uram=beside * behind, lut=BEHIND_LUT * width * (behind - 1))
-    if depth > 128 and width * depth > 4096:
+    if not shallow(width, depth):
         halves = min(
             -(-width // (wide // 2)) * -(-depth // deep) if wide // 2 else 0
             for wide, deep in ((72, 512), (36, 1024), (18, 2048))
@@ -143,7 +162,8 @@ def memory_blocks(width: int, depth: int, urams: bool) -> Resources:
         return Resources(bram36=halves / 2)
     if depth <= 32:  # eight tables hold 14 bits of 32 words, or 7 of 64
         return Resources(lut=-(-width // 14) * 8)
-    return Resources(lut=-(-width // 7) * 8 * -(-depth // 64))
+    parts = -(-depth // 64)
+    return Resources(lut=-(-width // 7) * 8 * parts + BETWEEN_LUT * width * (parts - 1))
 
 
 def _part(name: str) -> Resources:
@@ -173,13 +193,21 @@ def _array(config: HwConfig, made: MatrixParameters, size: EngineSize) -> Resour
         + _part("short_to_float") + memory_blocks(32, size.accumulators, False)
         + Resources(lut=LANE[0] + (24 + 17) * -(-batches // 64), ff=LANE[1])
     )  # fmt: skip
-    cell = Resources(lut=CELL[0] * made.k_lanes, ff=CELL[1] * made.k_lanes)
+    chain = CHAIN[config.dsp_kind]
+    cell = Resources(lut=CELL[0] + chain[0], ff=CELL[1] + chain[1]).times(made.k_lanes)
     out = min(row_words(config), 16)
     depth = 2 * (16 // out) << (batches - 1).bit_length()
-    results = memory_blocks(32 * out, depth, False) + lane.times(2)
-    slices = Resources(ff=(1 + made.twin) * 20 * made.k_lanes + 100)
+    results = _results(32 * out, depth)
+    slices = Resources(lut=75, ff=(1 + made.twin) * 20 * made.k_lanes + 100)
     widen = _part("half_to_float").times(4 * (1 + made.twin))
-    return (cell + results).times(made.cells) + slices + widen
+    couples = Resources(lut=COUPLE_LUT * (32 + 16) * out).times(made.twin)
+    own = slices + widen + couples + _results(16 * out, 2 * (16 // out))
+    return (cell + results + lane.times(2)).times(made.cells) + own
+
+
+def _results(width: int, depth: int) -> Resources:
+    """Memory whose words are registered when they are read, as block memory has it inside."""
+    return memory_blocks(width, depth, False) + Resources(ff=width * shallow(width, depth))
 
 
 def _weight_fifo(config: HwConfig, core: int) -> Resources:
@@ -196,7 +224,7 @@ def _channel(config: HwConfig, made: MatrixParameters, size: EngineSize, core: i
     """Decode unit, array, the channel's two masters, and its port."""
     beat = made.beat_bytes
     fifo = _weight_fifo(config, core)
-    masters = Resources(lut=1030 + 6 * beat, ff=950 + 20 * beat)
+    masters = Resources(lut=490 + 5 * beat, ff=330 + 17 * beat)
     port = Resources(lut=15.3 * beat, ff=27.4 * beat).times(wants_half_ports(config))
     return _decode(made) + _array(config, made, size) + fifo + masters + port
 
@@ -207,8 +235,11 @@ def _engine(config: HwConfig, made: MatrixParameters, channels: int, batches: in
     places = max(1, LARGEST_GROUP // made.window_bytes)
     windows = memory_blocks(8 * made.window_bytes, 2 * places * batches, False)
     epilogue = (_part("mul") + _part("add") + _part("half_to_float")).times(out)
-    select = Resources(lut=32 * out * channels * made.cells / 3, ff=32 * out * 6)
-    fixed = Resources(lut=2500 + 30 * made.window_bytes, ff=3900)
+    sources = channels * (made.cells + 0.5)  # a cell's sums, and halves of the second section
+    select = Resources(lut=SOURCE_LUT * 32 * out * sources, ff=32 * out * 6)
+    rotated = made.window_bytes * (made.window_bytes.bit_length() - 1)
+    lut = ENGINE_LUT[0] + ENGINE_LUT[1] * out + ENGINE_LUT[2] * rotated
+    fixed = Resources(lut=lut, ff=3900, bram36=0.5)
     return windows.times(made.cells) + epilogue + select + fixed
 
 
@@ -223,7 +254,8 @@ def _sfu(config: HwConfig) -> Resources:
     )
     scalars = _part("mul") + _part("add") + _part("recip") + _part("rsqrt") + _part("to_half")
     lists = Resources(lut=150 * config.top_k, ff=64 * config.top_k)
-    return lane.times(lanes) + sums + scalars + lists + Resources(lut=3500, ff=3000)
+    tags = Resources(bram36=2 * (lanes >= TAG_LANES))
+    return lane.times(lanes) + sums + scalars + lists + tags + Resources(lut=3500, ff=3000)
 
 
 def _buffers(config: HwConfig, urams: bool) -> Resources:

@@ -77,12 +77,17 @@ def _identity(value: Any) -> Any:
 class Library(ExternalRams):
     """A platform that gathers the modules of shared components.
 
+    Parameters
+    ----------
+    lut_rams : see `ExternalRams`.
+
     Members
     -------
     texts : RTLIL of each module, its submodules included, by name; parts before what uses them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lut_rams: bool = False) -> None:
+        self.lut_rams = lut_rams
         self._names: dict[Any, str] = {}
         self.texts: dict[str, str] = {}
 

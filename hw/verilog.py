@@ -6,7 +6,7 @@ from pathlib import Path
 
 from amaranth.back import rtlil, verilog
 
-from flightllm.hw.memory.ram import MODULE, VERILOG
+from flightllm.hw.memory.ram import sources
 from flightllm.hw.sharing import Library
 from flightllm.hw.top import NAME, Top
 from flightllm.spec.config import HwConfig
@@ -64,16 +64,17 @@ _RTLIL_USE = re.compile(r"^(module|  cell) \\(\S+)", re.MULTILINE)
 def design_rtlil(config: HwConfig, **options: bool) -> str:
     """The design as RTLIL; names of modules are plain identifiers.
 
+    Shallow memories of AMD's devices are modules of their own, unless it is for simulation.
+
     Parameters
     ----------
     options : see `Top`.
     """
-    library, top = Library(), Top(config, **options)
+    amd, modelled = config.dsp_kind != "inferred", options.get("modelled", False)
+    library, top = Library(lut_rams=amd and not modelled), Top(config, **options)
     text = rtlil.convert(top, name=NAME, ports=top.ports(), platform=library, emit_src=False)
     text = "\n".join([*library.texts.values(), text])
-    plain = {
-        name: name.replace(".", "__").replace("$", "_") for name in _RTLIL_NAME.findall(text)
-    }
+    plain = {name: name.replace(".", "__").replace("$", "_") for name in _RTLIL_NAME.findall(text)}
     return _RTLIL_USE.sub(lambda use: f"{use[1]} \\{plain.get(use[2], use[2])}", text)
 
 
@@ -87,7 +88,7 @@ def verilog_text(config: HwConfig, **options: bool) -> str:
     text: str = verilog._convert_rtlil_text(
         design_rtlil(config, **options), strip_internal_attrs=True
     )
-    return _CONSTANT.sub(r"  initial\n", text) + VERILOG
+    return _CONSTANT.sub(r"  initial\n", text) + "".join(sources(text).values())
 
 
 def folder_files(config: HwConfig) -> Mapping[str, str]:
@@ -106,8 +107,9 @@ def verilog_files(config: HwConfig) -> Mapping[str, str]:
     Memory ports are the board's own, half as wide as a channel where those are.
     """
     files: dict[str, list[str]] = {}
-    for match in _MODULE.finditer(verilog_text(config, half_ports=wants_half_ports(config))):
+    text = verilog_text(config, half_ports=wants_half_ports(config))
+    for match in _MODULE.finditer(text):
         owner = match[1].split("__")[0]
         files.setdefault(owner, []).append(match[0])
-    files[MODULE] = [VERILOG.rstrip()]
+    files |= {name: [memory.rstrip()] for name, memory in sources(text).items()}
     return {f"{name}.v": "\n\n".join(modules) + "\n" for name, modules in files.items()}

@@ -2,8 +2,8 @@
 
 Amaranth writes every word of a memory's initial contents into the Verilog, a minute for a megabyte.
 These memories have none, so a design for synthesis or Verilator can take them as instances of one
-parametrised Verilog module instead: elaborate with `ExternalRams` as platform and add `VERILOG` to
-the sources.
+parametrised Verilog module instead: elaborate with `ExternalRams` as platform and add `sources` to
+the design's own.
 """
 
 from typing import Any
@@ -12,9 +12,9 @@ from amaranth.hdl import ClockSignal, Instance, Module, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["VERILOG", "ExternalRams", "Ram"]
+__all__ = ["VERILOG", "ExternalRams", "Ram", "shallow", "sources"]
 
-MODULE = "flightllm_ram"
+MODULE, LUT_MODULE = "flightllm_ram", "flightllm_lut_ram"
 VERILOG = f"""\
 // Block memory with byte or word strobes; what a read and a write of one word in one cycle read is
 // the old word.
@@ -45,10 +45,37 @@ endmodule
 """
 
 
+LUT_VERILOG = (
+    VERILOG.replace("// Block memory", "// Memory in look-up tables")
+    .replace(f"module {MODULE}", f"module {LUT_MODULE}")
+    .replace(
+        "reg [WIDTH - 1:0] storage",
+        '(* ram_style = "distributed" *)\n    reg [WIDTH - 1:0] storage',
+    )
+)
+
+
+def sources(design: str) -> dict[str, str]:
+    """Verilog by name of the memory modules that a design's text, Verilog or RTLIL, refers to."""
+    return {MODULE: VERILOG} | ({LUT_MODULE: LUT_VERILOG} if LUT_MODULE in design else {})
+
+
+def shallow(width: int, depth: int) -> bool:
+    """Whether a memory belongs in look-up tables: in block memory most of it would lie idle."""
+    return depth <= 128 or width * depth <= 4096
+
+
 class ExternalRams:
-    """A platform on which every `Ram` is an instance of the module in `VERILOG`."""
+    """A platform on which every `Ram` is an instance of a Verilog module.
+
+    Members
+    -------
+    lut_rams : shallow ones have a module of their own, which says to AMD's tools and Yosys that
+        they belong in look-up tables; left to themselves they take block memory for a wide one.
+    """
 
     external_rams = True
+    lut_rams = False
 
 
 class Ram(wiring.Component):
@@ -81,7 +108,8 @@ class Ram(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         if getattr(platform, "external_rams", False):
-            m.submodules.words = self._instance()
+            apart = getattr(platform, "lut_rams", False) and shallow(self._width, self._depth)
+            m.submodules.words = self._instance(LUT_MODULE if apart else MODULE)
             return m
         m.submodules.words = words = memory.Memory(
             shape=self._width, depth=self._depth, init=[]
@@ -97,12 +125,12 @@ class Ram(wiring.Component):
         ]
         return m
 
-    def _instance(self) -> Instance:
+    def _instance(self, module: str) -> Instance:
         ports: dict[str, Any] = {"i_clk": ClockSignal()}
         for name in self.signature.members:
             kind = "o" if name == "read_data" else "i"
             ports[f"{kind}_{name}"] = getattr(self, name)
         return Instance(
-            MODULE, p_WIDTH=self._width, p_GRAIN=self._grain, p_DEPTH=self._depth,
+            module, p_WIDTH=self._width, p_GRAIN=self._grain, p_DEPTH=self._depth,
             p_ADDRESS=len(Signal(range(self._depth))), **ports,
         )  # fmt: skip

