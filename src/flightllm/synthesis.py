@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,8 @@ def synthesised(config: HwConfig, progress: Callable[[str, int, int], None] | No
     """For each core, each unit's resources by kind; modules that are alike are synthesised once.
 
     Each unit is synthesised for itself, with black boxes in place of the rest, since ABC9's time in
-    Yosys grows with what else is in the design; as many at a time as there are processors.
+    Yosys grows with what else is in the design; as many at a time as there are processors, `AT_ONCE`
+    at most.
 
     Parameters
     ----------
@@ -252,42 +254,44 @@ def synthesised(config: HwConfig, progress: Callable[[str, int, int], None] | No
     from flightllm.hw.verilog import VENDOR_CELLS, design_rtlil
     from flightllm.spec.handoff import wants_half_ports
 
-    urams = " -uram" if any(slr.uram for slr in config.slrs) else ""
-    synth = SYNTH.format(family=FAMILIES[config.dsp_kind], urams=urams)
     tell("generating", 0, 1)
     design = design_rtlil(config, half_ports=wants_half_ports(config))
     tell("generating", 1, 1)
+    urams = " -uram" if any(slr.uram for slr in config.slrs) else ""
+    cells = f"read_verilog -lib {VENDOR_CELLS.name}" if config.dsp_kind in UNKNOWN else ""
+    script = partial(
+        SCRIPT.format,
+        synth=SYNTH.format(family=FAMILIES[config.dsp_kind], urams=urams),
+        cells=cells,
+    )
     units = [name for name in _MODULE.findall(design) if _base(name) in UNITS]
+    modules: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "ram.v").write_text("".join(sources(design).values()), encoding="utf-8")
         (folder / "design.il").write_text(design, encoding="utf-8")
-
-        cells = f"read_verilog -lib {VENDOR_CELLS.name}" if config.dsp_kind in UNKNOWN else ""
         shutil.copy(VENDOR_CELLS, folder)
-
-        def one(top: str) -> dict[str, Any]:
-            apart = [f"blackbox {unit}" for unit in units if unit != top]
-            apart += [f'setattr -set ram_style "block" {SMALL}'] * (top == NAME)
-            script = folder / f"{top}.ys"
-            script.write_text(
-                SCRIPT.format(synth=synth, top=top, cells=cells, apart="\n".join(apart)),
-                encoding="utf-8",
-            )
-            subprocess.run([*command, "-q", "-s", script.name], cwd=folder, check=True)
-            made = json.loads((folder / f"{top}.json").read_text(encoding="utf-8"))["modules"]
-            return {name: made[name] for name in made if name == top or name not in units}
-
-        modules: dict[str, Any] = {}
-        tops = [NAME, *units]
+        one = partial(_unit, command, folder, script, NAME, units)
         with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), AT_ONCE)) as pool:
-            tell("synthesising", 0, len(tops))
-            made = [pool.submit(one, top) for top in tops]
+            made = [pool.submit(one, top) for top in (NAME, *units)]
+            tell("synthesising", 0, len(made))
             try:
                 for done, unit in enumerate(as_completed(made), 1):
                     modules |= unit.result()
-                    tell("synthesising", done, len(tops))
+                    tell("synthesising", done, len(made))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return Netlist(modules).cores(NAME)
+
+
+def _unit(command: Sequence[str], folder: Path, script: Callable[..., str], whole: str,
+          units: Sequence[str], top: str) -> dict[str, Any]:  # fmt: skip
+    """Modules that Yosys makes of one unit, or of what belongs to none."""
+    apart = [f"blackbox {unit}" for unit in units if unit != top]
+    apart += [f'setattr -set ram_style "block" {SMALL}'] * (top == whole)
+    run = folder / f"{top}.ys"
+    run.write_text(script(top=top, apart="\n".join(apart)), encoding="utf-8")
+    subprocess.run([*command, "-q", "-s", run.name], cwd=folder, check=True)
+    made = json.loads((folder / f"{top}.json").read_text(encoding="utf-8"))["modules"]
+    return {name: made[name] for name in made if name == top or name not in units}
