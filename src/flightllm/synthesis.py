@@ -235,8 +235,8 @@ def synthesised(config: HwConfig, progress: Callable[[str, int, int], None] | No
     """For each core, each unit's resources by kind; modules that are alike are synthesised once.
 
     Each unit is synthesised for itself, with black boxes in place of the rest, since ABC9's time in
-    Yosys grows with what else is in the design; as many at a time as there are processors, `AT_ONCE`
-    at most.
+    Yosys grows with what else is in the design; as many at a time as there are processors,
+    `AT_ONCE` at most.
 
     Parameters
     ----------
