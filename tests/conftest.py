@@ -62,7 +62,12 @@ def stories(test_data: Path) -> Path:
 def rtl_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where built RTL stays between tests, and between runs where FLIGHTLLM_RTL_CACHE says."""
     kept = os.environ.get("FLIGHTLLM_RTL_CACHE")
-    return Path(kept) if kept else tmp_path_factory.mktemp("rtl")
+    if kept:
+        return Path(kept)
+    # A worker's own folder lies in the run's: what one builds the other uses.
+    beside = os.environ.get("PYTEST_XDIST_WORKER") is not None
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if beside else base) / "rtl"
 
 
 @pytest.fixture(scope="session")

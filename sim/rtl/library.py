@@ -6,12 +6,14 @@ and by the generated design itself, so that a changed comment does not build it 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,19 +98,39 @@ def build_library(design: Design, wave: bool = False, cache: Path | None = None,
         *_texts(_HERE / name for name in _SOURCES),
     )  # fmt: skip
     by_source = cache / f"{design.name}-{_digest((design.key, _source_digest(), *fixed))}.key"
-    if by_source.is_file():
-        found = cache / by_source.read_text() / "design.so"
-        if found.is_file():
-            return found
+    if (built := _built(by_source)) is not None:
+        return built
     cache.mkdir(parents=True, exist_ok=True)
     tell = progress or (lambda stage: None)
-    tell("generating Verilog")
-    text = design.verilog()
-    folder = cache / f"{design.name}-{_digest((text, *fixed))}"
-    if not (folder / "design.so").is_file():
-        _build(design, text, wave, optimise, folder, tell)
-    _put(by_source, folder.name)
-    return folder / "design.so"
+    with _alone(by_source.with_suffix(".lock"), tell):
+        if (built := _built(by_source)) is not None:
+            return built
+        tell("generating Verilog")
+        text = design.verilog()
+        folder = cache / f"{design.name}-{_digest((text, *fixed))}"
+        if not (folder / "design.so").is_file():
+            _build(design, text, wave, optimise, folder, tell)
+        _put(by_source, folder.name)
+        return folder / "design.so"
+
+
+def _built(by_source: Path) -> Path | None:
+    if not by_source.is_file():
+        return None
+    found = by_source.parent / by_source.read_text() / "design.so"
+    return found if found.is_file() else None
+
+
+@contextmanager
+def _alone(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """One process at a time builds a design; the system unlocks it when that process ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell("waiting for another process that builds it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _build(design: Design, text: str, wave: bool, optimise: str, final: Path,

@@ -1,5 +1,6 @@
 """hw.decode: every slice of every form against `spec.formats`, with random stalls on both sides."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -14,6 +15,8 @@ from flightllm.spec.formats import MatrixFormat, Second, format_for, pack_matrix
 
 SHAPES = {"tiny": (16, 32), "wide": (64, 64), "narrow": (32, 16)}
 """Beat bytes and lanes."""
+EACH = ["tiny", "narrow", pytest.param("wide", marks=pytest.mark.slow)]
+FASTEST = EACH[::2]
 
 BLOCKED = {
     **{f"w{bits}": {"bits": bits} for bits in range(2, 9)},
@@ -42,8 +45,13 @@ BLOCKED = {
 
 @pytest.fixture(scope="module")
 def programs(rtl_cache):
-    units = {name: DecodeBench(DecodeUnit(*shape)) for name, shape in SHAPES.items()}
-    return build(units, rtl_cache)
+    """`programs(shape)`, built when it is first asked for."""
+
+    @functools.cache
+    def make(shape):
+        return build({shape: DecodeBench(DecodeUnit(*SHAPES[shape]))}, rtl_cache)[shape]
+
+    return make
 
 
 def blocked(rng, rows, columns, **form):
@@ -90,7 +98,7 @@ def compare(found, wanted):
             np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", EACH)
 @pytest.mark.parametrize("form", BLOCKED)
 def test_slices_of_weights(programs, shape, form):
     rng = np.random.default_rng(len(form))
@@ -100,10 +108,10 @@ def test_slices_of_weights(programs, shape, form):
         for rows, columns in ((34, 256), (2, 128), (7, 144), (48, 128))
     ]
     for idle, stall in ((0, 0), (30, 0), (0, 60), (40, 40)):
-        check(programs[shape], SHAPES[shape], matrices, idle=idle, stall=stall, seed=idle + stall)
+        check(programs(shape), SHAPES[shape], matrices, idle=idle, stall=stall, seed=idle + stall)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", EACH)
 def test_slices_of_keys_and_values(programs, shape):
     rng = np.random.default_rng(5)
     matrices = []
@@ -118,15 +126,15 @@ def test_slices_of_keys_and_values(programs, shape):
             matrices.append(raw(rng, fmt, rows, int(rng.integers(1, 5))))
     order = rng.permutation(len(matrices))
     for idle, stall in itertools.product((0, 40, 80), repeat=2):
-        check(programs[shape], SHAPES[shape], [matrices[k] for k in order], idle=idle, stall=stall)
+        check(programs(shape), SHAPES[shape], [matrices[k] for k in order], idle=idle, stall=stall)
 
 
+@pytest.mark.parametrize("shape", FASTEST)
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("group, kept", [(32, 16), (64, 16), (128, 16), (32, 8), (128, 8)])
-def test_a_beat_or_a_slice_a_cycle(programs, bits, group, kept):
+def test_a_beat_or_a_slice_a_cycle(programs, shape, bits, group, kept):
     """Both ends always willing: whichever of the two is the limit is kept busy."""
     rng = np.random.default_rng(bits)
-    for shape in ("tiny", "wide"):
-        matrix = blocked(rng, 64, 512, bits=bits, group=group, kept=kept)
-        cycles, beats, count = check(programs[shape], SHAPES[shape], [matrix])
-        assert cycles <= 1.03 * max(beats, count) + 24
+    matrix = blocked(rng, 64, 512, bits=bits, group=group, kept=kept)
+    cycles, beats, count = check(programs(shape), SHAPES[shape], [matrix])
+    assert cycles <= 1.03 * max(beats, count) + 24

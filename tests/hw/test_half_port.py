@@ -20,6 +20,8 @@ from flightllm.hw.memory.read_master import ReadMaster
 from flightllm.hw.memory.write_master import WriteMaster
 
 BEAT, BYTES, BITS = 32, 1 << 13, 20
+LIMIT = 2000
+"""Of cycles; a right port takes 300."""
 PERIODS = [(2.0, 1.0), (2.0, 0.4), (2.0, 1.3)]
 
 
@@ -78,7 +80,7 @@ def run(periods: tuple[float, float], stall: float, seed: int, fail: tuple[int, 
         beats = list(bodies)
         expected = sum(count for _, count in asked)
         ctx.set(dut.read.weights.ready, 1)
-        for _ in range(20000):
+        for _ in range(LIMIT):
             for port, left in jobs:
                 ctx.set(port.valid, bool(left))
                 if left:

@@ -105,7 +105,7 @@ def compare(shape: tuple[int, int, int, int], stall: float, seed: int, count: in
         assert np.array_equal(data[:, BASE : BASE + SIZE], region), f"memory differs: {ops[i]}"
         assert not data[:, :BASE].any() and not data[:, BASE + SIZE :].any(), ops[i]
 
-    return bench.run(ops, done, limit=50_000 if slow else 5000)
+    return bench.run(ops, done, limit=5000 if slow else 1500)
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.3])
@@ -227,6 +227,6 @@ def test_planted_bugs_are_caught(module: Any, name: str, old: str, new: str,
     kinds = {vector_store: ("st.vec",), key_store: ("st.keys",), value_store: ("st.values",)}
     names = kinds.get(module, tuple(MAKERS))
     with pytest.raises(AssertionError):
-        for seed, shape in enumerate(2 * ((2, 16, 8, 64), (3, 64, 16, 128), (1, 32, 4, 32))):
+        for seed, shape in enumerate(2 * ((1, 32, 4, 32), (2, 16, 8, 64), (3, 64, 16, 128))):
             compare(shape, 0.3 if seed else 0.6, seed, 9, names)
         compare(SLOW, 0.0, 6, 9, names, slow=True)

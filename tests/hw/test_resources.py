@@ -8,11 +8,9 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from amaranth.back import rtlil
 
 from flightllm.hw import resources
 from flightllm.hw.memory.ram import shallow
-from flightllm.hw.top import Top
 from flightllm.hw.verilog import design_rtlil
 from flightllm.resources import resource_table
 from flightllm.spec.config import load_config
@@ -40,11 +38,15 @@ def _direct(text: str) -> Counter[str]:
 
 
 @cache
-def instantiated(board: str, kind: str) -> int:
+def design(board: str) -> str:
+    """A board's design with AMD's multipliers."""
+    return design_rtlil(replace(load_config(board), dsp_kind="dsp48e2"))
+
+
+@cache
+def instantiated(board: str) -> int:
     """Slices of the whole design."""
-    top = Top(replace(load_config(board), dsp_kind=kind))
-    text = rtlil.convert(top, name="flightllm", ports=top.ports(), emit_src=False)
-    modules = {name: _direct(body) for name, body in MODULE.findall(text)}
+    modules = {name: _direct(body) for name, body in MODULE.findall(design(board))}
 
     @cache
     def total(name: str) -> int:
@@ -57,7 +59,7 @@ def instantiated(board: str, kind: str) -> int:
 @pytest.mark.parametrize("board", ["formal", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_the_count_is_exact(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(load_config(board), dsp_kind="dsp48e2")
-    found = instantiated(board, "dsp48e2")
+    found = instantiated(board)
     assert found == sum(resources.dsp_count(config, core) for core in range(config.cores))
     monkeypatch.setattr(resources, "LANE_DSPS", 3)
     assert found != sum(resources.dsp_count(config, core) for core in range(config.cores))
@@ -101,12 +103,16 @@ def test_what_the_u280_exceeds() -> None:
 
 
 def test_shallow_memories_of_amd_s_devices_are_in_look_up_tables() -> None:
-    """As the model counts them; in simulation all memories are alike."""
-    config = replace(load_config("formal"), dsp_kind="dsp48e2")
+    """As the model counts them."""
     found = {
         (name, shallow(int(words["WIDTH"]), int(words["DEPTH"])))
-        for name, body in CELL.findall(design_rtlil(config)) if "flightllm_" in name
+        for name, body in CELL.findall(design("formal")) if "flightllm_" in name
         for words in [dict(re.findall(r"parameter (?:signed )?\\(\w+) (\d+)", body))]
     }  # fmt: skip
     assert found == {("\\flightllm_ram", False), ("\\flightllm_lut_ram", True)}
+
+
+@pytest.mark.slow
+def test_in_simulation_they_are_as_the_others() -> None:
+    config = replace(load_config("formal"), dsp_kind="dsp48e2")
     assert "flightllm_lut_ram" not in design_rtlil(config, modelled=True)

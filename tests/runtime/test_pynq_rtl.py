@@ -23,6 +23,7 @@ from flightllm.runtime.session import Session  # noqa: E402
 from flightllm.sim.functional import FunctionalDevice  # noqa: E402
 from flightllm.sim.rtl.bus import RtlBus  # noqa: E402
 from flightllm.sim.rtl.simulation import Fault  # noqa: E402
+from flightllm.spec.config import HwConfig  # noqa: E402
 from flightllm.spec.errors import DeviceError, InputError  # noqa: E402
 from flightllm.spec.image import Program  # noqa: E402
 
@@ -46,10 +47,15 @@ def expected(program: Program) -> tuple[list[int], str]:
     return generate(Session(FunctionalDevice(BOARD), program))
 
 
+def hardware(config: HwConfig, cache: Path) -> RtlBus:
+    """Built as `tests/sim/test_rtl_device.py` builds it: once for both."""
+    return RtlBus(config, cache, traced=True, optimise="-O1")
+
+
 @pytest.fixture
 def card(rtl_cache: Path):
-    """A card that holds the small board's hardware, built as other tests build it."""
-    made = Card(BOARD, lambda config: RtlBus(config, rtl_cache, traced=True))
+    """A card that holds the small board's hardware."""
+    made = Card(BOARD, lambda config: hardware(config, rtl_cache))
     yield made
     made.device.close_bus()
 
@@ -143,7 +149,7 @@ def test_another_configuration_s_program_or_hardware_is_refused(
         device.load(build_program(random_model(3), small_board(top_k=8), "random"))
     assert generate(Session(device, program)) == expected
     device.close()
-    other = Card(small_board(top_k=8), lambda config: RtlBus(BOARD, rtl_cache, traced=True))
+    other = Card(small_board(top_k=8), lambda config: hardware(BOARD, rtl_cache))
     with pytest.raises(DeviceError, match="CONFIG_DIGEST"):
         other.open(timeout=30)
     other.device.close_bus()
