@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ UNITS = {
     "StoreUnit": "memory",
 }  # fmt: skip
 """Modules of the units that the model counts apart; the rest is control."""
+PORT = "HalfPort"
+"""Of a channel, at a clock of its own: outside the core."""
 SMALL = "Dispatcher/m:*_memory"
 """Memories of the program and its parameters: block memory, which UltraRAM would mostly waste."""
 SHARED_INPUTS = 5
@@ -189,14 +192,24 @@ class Netlist:
         }
         self._known: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
 
-    def cores(self, top: str) -> list[dict[str, dict[str, float]]]:
-        """Of each core each unit; what belongs to no core counts to the first one's control."""
-        cores = [cell["type"] for cell in self._modules[top] if _base(cell["type"]) == "Core"]
+    def cores(self, top: str, channels: Sequence[int]) -> list[dict[str, dict[str, float]]]:
+        """Of each core each unit; what belongs to no core counts to the first one's control.
+
+        Parameters
+        ----------
+        channels : of each core. Their ports stand in the top module, in order, if it has any.
+        """
+        inner = [cell["type"] for cell in self._modules[top] if cell["type"] in self._modules]
+        cores = [name for name in inner if _base(name) == "Core"]
+        ports = iter([name for name in inner if _base(name) == PORT])
         found = [dict(self.units(name, "control")) for name in cores]  # cores may be alike
+        for core, count in zip(found, channels):
+            for name in islice(ports, count):
+                _add(core, self.units(name, "channels"))
         rest = self._own(top, "control")
-        for cell in self._modules[top]:
-            if cell["type"] in self._modules and cell["type"] not in cores:
-                _add(rest, self.units(cell["type"], "control"))
+        for name in inner:
+            if _base(name) not in ("Core", PORT):
+                _add(rest, self.units(name, "control"))
         _add(found[0], rest)
         return found
 
@@ -282,7 +295,7 @@ def synthesised(config: HwConfig, progress: Callable[[str, int, int], None] | No
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return Netlist(modules).cores(NAME)
+    return Netlist(modules).cores(NAME, config.channels)
 
 
 def _unit(command: Sequence[str], folder: Path, script: Callable[..., str], whole: str,

@@ -38,10 +38,11 @@ def test_memories_and_shift_registers() -> None:
     assert counts_by_kind(cells, 7) == {"dsp": 4, "lut": 37, "ff": 6, "bram36": 1.5, "uram": 0}
 
 
-def test_modules_count_as_often_as_they_stand_and_to_their_unit() -> None:
-    def module(*types: str) -> dict[str, object]:
-        return {"attributes": {}, "cells": {str(k): cell(t, k) for k, t in enumerate(types)}}
+def module(*types: str) -> dict[str, object]:
+    return {"attributes": {}, "cells": {str(k): cell(t, k) for k, t in enumerate(types)}}
 
+
+def test_modules_count_as_often_as_they_stand_and_to_their_unit() -> None:
     netlist = Netlist({
         "top": module("Core", "Core_2", "Control"),
         "Core": module("MatrixEngine", "FDRE"), "Core_2": module("SpecialFunctionUnit"),
@@ -49,7 +50,7 @@ def test_modules_count_as_often_as_they_stand_and_to_their_unit() -> None:
         "SpecialFunctionUnit": module("Lane"), "Lane": module("FDSE", "FDRE"),
         "Control": module("FDRE"), "FDRE": {"attributes": {"blackbox": 1}, "cells": {}},
     })  # fmt: skip
-    first, second = netlist.cores("top")
+    first, second = netlist.cores("top", [1, 1])
     assert {unit: counts["ff"] for unit, counts in first.items()} == {
         "control": 2, "engine": 1, "channels": 2,
     }  # fmt: skip
@@ -57,11 +58,18 @@ def test_modules_count_as_often_as_they_stand_and_to_their_unit() -> None:
 
 
 def test_what_belongs_to_no_core_counts_to_the_first_of_equal_ones() -> None:
-    def module(*types: str) -> dict[str, object]:
-        return {"attributes": {}, "cells": {str(k): cell(t, k) for k, t in enumerate(types)}}
-
     netlist = Netlist({
         "top": module("Core", "Core", "Control"), "Core": module("FDRE"),
         "Control": module("FDRE", "FDRE"),
     })  # fmt: skip
-    assert [core["control"]["ff"] for core in netlist.cores("top")] == [3, 1]
+    assert [core["control"]["ff"] for core in netlist.cores("top", [1, 1])] == [3, 1]
+
+
+def test_a_channel_s_port_counts_to_its_core() -> None:
+    netlist = Netlist({
+        "top": module("HalfPort", "Core", "HalfPort", "HalfPort_2", "Core"),
+        "Core": module("FDRE"), "HalfPort": module("FDRE", "FDRE"), "HalfPort_2": module("FDRE"),
+    })  # fmt: skip
+    first, second = netlist.cores("top", [1, 2])
+    assert (first["channels"]["ff"], second["channels"]["ff"]) == (2, 3)
+    assert (first["control"]["ff"], second["control"]["ff"]) == (1, 1)
