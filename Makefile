@@ -12,9 +12,9 @@ DEMO_RTL_TOKENS ?= 4
 WORKERS ?= 2
 
 # Two test processes share two cores: one thread each in the numeric libraries.
-test test-slow test-rtl: export OMP_NUM_THREADS ?= 1
+test suite test-slow test-rtl: export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check generated generate accuracy scale performance calibrate status test-slow test-rtl bench wheel-test clean
+.PHONY: setup demo test suite check generated generate accuracy scale performance calibrate status test-slow test-rtl bench wheel-test clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than Python 3.10" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	@echo "installing into $(VENV): about 2 GB with a CPU build of torch, some minutes (see README.md)"
-	$(PY) -m pip install --quiet -e '.[all]' -c constraints.txt
+	$(PY) -m pip install --quiet --no-compile -e '.[all]' -c constraints.txt
 	touch $@
 
 demo: setup
@@ -33,10 +33,14 @@ demo: setup
 	$(BIN)/flightllm run out/demo --prompt '$(PROMPT)' --tokens $(DEMO_TOKENS)
 	$(PY) tools/demo_rtl.py out/demo '$(PROMPT)' $(DEMO_RTL_TOKENS)
 
-test: check
+# The checks, mostly one process, run beside the tests.
+test: setup
+	$(MAKE) --no-print-directory -j2 check suite
+	$(PY) tools/status.py --check out/junit.xml
+
+suite: setup
 	mkdir -p out
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --junitxml=out/junit.xml
-	$(PY) tools/status.py --check out/junit.xml
 
 check: setup generated
 	$(BIN)/ruff check

@@ -26,8 +26,6 @@ _SOURCES = ("harness.cpp", "memory.h", "trace.h")
 _COMPILE = ("-std=c++17", "-w", "-fPIC", "-fno-gnu-unique", "-fvisibility-inlines-hidden")
 _SPLIT = 20000
 """Statements of a C++ file that Verilator writes: few headers to read, and work for all cores."""
-_FUNCTION = 2000
-"""Statements of a C++ function: the compiler's time grows faster than a function does."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def build_library(design: Design, wave: bool = False, cache: Path | None = None,
     cache = cache or cache_folder()
     fixed = (
         design.header(), str(wave), optimise, toolchain.version(), toolchain.compiler(), *_COMPILE,
-        *toolchain.VERILATE, str(_SPLIT), str(_FUNCTION),
+        *toolchain.VERILATE, str(_SPLIT), str(toolchain.FUNCTION),
         *_texts(_HERE / name for name in _SOURCES),
     )  # fmt: skip
     by_source = cache / f"{design.name}-{_digest((design.key, _source_digest(), *fixed))}.key"
@@ -147,8 +145,7 @@ def _build(design: Design, text: str, wave: bool, optimise: str, final: Path,
             runtime = beside.submit(toolchain.library, cache, work, sources, options)
             toolchain.verilate(
                 ["--top-module", design.name, "--prefix", "Vunit", "--Mdir", work / "cpp",
-                 "--output-split", _SPLIT, "--output-split-cfuncs", _FUNCTION,
-                 *(["--trace-vcd"] if wave else []), work / "design.v"],
+                 "--output-split", _SPLIT, *(["--trace-vcd"] if wave else []), work / "design.v"],
                 work,
             )  # fmt: skip
         tell("compiling it")

@@ -13,8 +13,8 @@ from typing import Any
 from flightllm.spec.errors import FlightError, MissingToolError
 
 __all__ = [
-    "VERILATE", "SimulationError", "call", "compiler", "includes", "library", "verilate",
-    "version",
+    "FUNCTION", "VERILATE", "SimulationError", "call", "compiler", "includes", "library",
+    "verilate", "version",
 ]  # fmt: skip
 
 # -Wno-fatal: Yosys's Verilog is not written for Verilator's style checks.
@@ -22,6 +22,8 @@ VERILATE = (
     "--cc", "-O3", "--x-assign", "fast", "--no-timing", "-Wno-fatal", "-Wno-lint", "-Wno-ALWNEVER",
     "-Wno-IEEEMAYDEPRECATE", "-Wno-SYMRSVDWORD",
 )  # fmt: skip
+FUNCTION = 2000
+"""Statements of a C++ function: the compiler's time grows faster than a function does."""
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 
 
@@ -51,8 +53,9 @@ def compiler() -> str:
 
 
 def verilate(arguments: Sequence[Any], cwd: Path) -> None:
-    """Run Verilator with `VERILATE` and more."""
-    call([_package() / "bin" / "verilator_bin", *VERILATE, *arguments], cwd)
+    """Run Verilator with `VERILATE`, functions of `FUNCTION` statements, and more."""
+    options = (*VERILATE, "--output-split-cfuncs", FUNCTION)
+    call([_package() / "bin" / "verilator_bin", *options, *arguments], cwd)
 
 
 def call(command: Sequence[Any], cwd: Path) -> None:

@@ -162,7 +162,8 @@ def build(units: Mapping[str, Any], cache: Path) -> dict[str, VectorProgram]:
 
 
 def _digest(text: str) -> str:
-    parts = (text, _HARNESS.read_text(), toolchain.version(), *toolchain.VERILATE, *_COMPILE)
+    how = (toolchain.version(), *toolchain.VERILATE, str(toolchain.FUNCTION), *_COMPILE)
+    parts = (text, _HARNESS.read_text(), *how)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

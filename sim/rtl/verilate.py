@@ -32,7 +32,8 @@ def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence
     SimulationError
         With the tool's own message, if Yosys, Verilator or g++ refuses.
     """
-    parts = (rtlil, more, harness.read_text(), *defines, optimise, toolchain.version())
+    how = (optimise, toolchain.version(), *toolchain.VERILATE, str(toolchain.FUNCTION))
+    parts = (rtlil, more, harness.read_text(), *defines, *how)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     final = cache / f"{top}-{digest}"
     if (final / "program").exists():

@@ -1,5 +1,6 @@
 """hw.chain: every chain and cell against exact integers, and planted errors."""
 
+import functools
 import re
 
 import numpy as np
@@ -50,31 +51,48 @@ def joined():
     return PackedChain(DSP48E2, 18, NODES, modelled=True)
 
 
+LONG = {"e2_22", "e1_16", "cell_dsp48e2", "cell_dsp48e1", "cell_single"}
+
+
+def each(names):
+    """The long ones, which take longest to build, are in the slow list."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in LONG else []) for n in names]
+
+
 @pytest.fixture(scope="module")
 def programs(rtl_cache):
+    """`programs(name)`: the short ones are built together, a long one when it is asked for."""
     units = {
         f"chain_{name}": ChainBench(make(), lanes) for name, (make, lanes, _) in CHAINS.items()
     }
     units["chain_nodes"] = ChainBench(joined(), 18)
     units |= {name: CellBench(Cell(*size, modelled=True)) for name, size in CELLS.items()}
-    return build({name: Streamed(unit) for name, unit in units.items()}, rtl_cache)
+    units = {name: Streamed(unit) for name, unit in units.items()}
+    short = {n: unit for n, unit in units.items() if n.removeprefix("chain_") not in LONG}
+    short = build(short, rtl_cache)
+
+    @functools.cache
+    def program(name):
+        return short.get(name) or build({name: units[name]}, rtl_cache)[name]
+
+    return program
 
 
 def found(program, rows, **flow):
     return program.run(rows, **flow)[0].view(np.int32)
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", each(CHAINS))
 @pytest.mark.parametrize("idle, stall", [(0, 0), (30, 40)])
 def test_sums_are_exact(programs, name, idle, stall):
     _, lanes, bits = CHAINS[name]
     codes, x = corners(np.random.default_rng(lanes), COUNT, lanes, bits)
     rows = chain_rows(codes, x, join=0 if name == "e1_16" else None)
-    sums = found(programs[f"chain_{name}"], rows, idle=idle, stall=stall)
+    sums = found(programs(f"chain_{name}"), rows, idle=idle, stall=stall)
     np.testing.assert_array_equal(sums, sums_of(codes, x))
 
 
-@pytest.mark.parametrize("name", ["e1_7", "e1_16"])
+@pytest.mark.parametrize("name", each(["e1_7", "e1_16"]))
 def test_dsp48e1_takes_full_levels_row_by_row(programs, name):
     _, lanes, _ = CHAINS[name]
     rng = np.random.default_rng(3)
@@ -83,7 +101,7 @@ def test_dsp48e1_takes_full_levels_row_by_row(programs, name):
     codes[rows == 1, 1] = 0
     codes[rows == 2, 0] = 0
     join = 0 if name == "e1_16" else None
-    sums = found(programs[f"chain_{name}"], chain_rows(codes, x, rows, join), stall=20)
+    sums = found(programs(f"chain_{name}"), chain_rows(codes, x, rows, join), stall=20)
     np.testing.assert_array_equal(sums, sums_of(codes, x))
 
 
@@ -92,11 +110,11 @@ def test_z_muxes_join_what_fits_the_low_lane(programs, bits):
     rng = np.random.default_rng(bits)
     codes, x = corners(rng, COUNT, 18, bits)
     join = rng.integers(0, 4, COUNT) & JOINS[bits]
-    sums = found(programs["chain_nodes"], chain_rows(codes, x, join=join), idle=20, stall=20)
+    sums = found(programs("chain_nodes"), chain_rows(codes, x, join=join), idle=20, stall=20)
     np.testing.assert_array_equal(sums, sums_of(codes, x))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", each(CELLS))
 def test_cells_pick_and_sum(programs, name):
     lanes, kind, _ = CELLS[name]
     rng = np.random.default_rng(lanes)
@@ -107,7 +125,7 @@ def test_cells_pick_and_sum(programs, name):
     eighth = rank + rng.integers(0, 9, (COUNT, lanes))  # of 8 codes in 16 places
     picks = np.where(rank < 4, picks, eighth)
     x = np.take_along_axis(windows, picks.reshape(COUNT, -1, 8), axis=2).reshape(COUNT, lanes)
-    sums = found(programs[name], cell_rows(codes, windows, picks), idle=10, stall=30)
+    sums = found(programs(name), cell_rows(codes, windows, picks), idle=10, stall=30)
     np.testing.assert_array_equal(sums, sums_of(codes, x))
 
 

