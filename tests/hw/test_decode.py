@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from decode_cases import FIELDS, DecodeBench, command_row, expected, rows_of, slice_arrays
+from long_lists import one_in
 from random_quantized import random_tensor
 
 from flightllm.hw.decode import DecodeUnit
@@ -15,8 +16,7 @@ from flightllm.spec.formats import MatrixFormat, Second, format_for, pack_matrix
 
 SHAPES = {"tiny": (16, 32), "wide": (64, 64), "narrow": (32, 16)}
 """Beat bytes and lanes."""
-EACH = ["tiny", "narrow", pytest.param("wide", marks=pytest.mark.slow)]
-FASTEST = EACH[::2]
+EACH = one_in(3, SHAPES)
 
 BLOCKED = {
     **{f"w{bits}": {"bits": bits} for bits in range(2, 9)},
@@ -129,7 +129,7 @@ def test_slices_of_keys_and_values(programs, shape):
         check(programs(shape), SHAPES[shape], [matrices[k] for k in order], idle=idle, stall=stall)
 
 
-@pytest.mark.parametrize("shape", FASTEST)
+@pytest.mark.parametrize("shape", EACH[:2])
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("group, kept", [(32, 16), (64, 16), (128, 16), (32, 8), (128, 8)])
 def test_a_beat_or_a_slice_a_cycle(programs, shape, bits, group, kept):
