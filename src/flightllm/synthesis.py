@@ -41,15 +41,15 @@ rename -hide w:*
 write_json {top}.json
 """
 SYNTH = "synth_xilinx -family {family} -noiopad -noclkbuf{urams}"
+PORT = "HalfPort"
+"""Of a channel, at a clock of its own: outside the core."""
 UNITS = {
     "DecodeUnit": "channels", "ChannelArray": "channels", "ReadMaster": "channels",
-    "WriteMaster": "channels", "HalfPort": "channels", "MatrixEngine": "engine",
+    "WriteMaster": "channels", PORT: "channels", "MatrixEngine": "engine",
     "SpecialFunctionUnit": "sfu", "CoreBuffers": "buffers", "LoadUnit": "memory",
     "StoreUnit": "memory",
 }  # fmt: skip
 """Modules of the units that the model counts apart; the rest is control."""
-PORT = "HalfPort"
-"""Of a channel, at a clock of its own: outside the core."""
 SMALL = "Dispatcher/m:*_memory"
 """Memories of the program and its parameters: block memory, which UltraRAM would mostly waste."""
 SHARED_INPUTS = 5
@@ -205,7 +205,7 @@ class Netlist:
         found = [dict(self.units(name, "control")) for name in cores]  # cores may be alike
         for core, count in zip(found, channels):
             for name in islice(ports, count):
-                _add(core, self.units(name, "channels"))
+                _add(core, self.units(name, UNITS[PORT]))
         rest = self._own(top, "control")
         for name in inner:
             if _base(name) not in ("Core", PORT):
