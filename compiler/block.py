@@ -21,7 +21,6 @@ from torch.nn import functional
 from flightllm.compiler.fold import FoldedEnds, FoldedLayer
 from flightllm.models.config import ModelConfig
 from flightllm.models.patterns import Pattern, any_sparse
-from flightllm.models.reference import repeated
 from flightllm.models.rope import rope_tables
 
 __all__ = ["Block", "fake_quant", "linear", "straight"]
@@ -55,6 +54,11 @@ def fake_quant(x: Tensor, largest_level: int = 127, fp16_scale: bool = False) ->
         levels = (x / scale).round_()
         made = levels * (scale.clamp(max=65504.0).half().float() if fp16_scale else scale)
     return straight(x, made)
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    """x [B, heads, ...] with each head `times` over: `repeat_interleave`, which copies slowly."""
+    return x if times == 1 else x[:, :, None].expand(-1, -1, times, *x.shape[2:]).flatten(1, 2)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from flightllm.models.config import ModelConfig
 from flightllm.models.rope import rope_tables
 from flightllm.spec.errors import InputError
 
-__all__ = ["FloatModel", "KVCache", "Observer", "repeated", "sample"]
+__all__ = ["FloatModel", "KVCache", "Observer", "sample"]
 
 Observer = Callable[[str, Tensor], None]
 """Called with a linear's name and its input [B, T, K], and with heads after RoPE."""
@@ -57,11 +57,6 @@ class KVCache:
             stores[layer] = self._grown(stores[layer], stop)
             stores[layer][:, :, start:stop] = new.detach()
         return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
-
-
-def repeated(x: Tensor, times: int) -> Tensor:
-    """x [B, heads, ...] with each head `times` over: `repeat_interleave`, which copies slowly."""
-    return x if times == 1 else x[:, :, None].expand(-1, -1, times, *x.shape[2:]).flatten(1, 2)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -189,10 +184,9 @@ class FloatModel:
             observe(f"{path}.k_heads", key.transpose(1, 2))
         if cache is not None:
             key, value = cache.write(layer, start, key, value)
-        repeat = config.heads // config.kv_heads
-        key, value = (repeated(part, repeat) for part in (key, value))
-        mask = self._mask(start, x.shape[1])
-        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=self._mask(start, x.shape[1]), enable_gqa=True
+        )
         return self._linear(f"{path}.o", out.transpose(1, 2).flatten(2), observe)
 
     def _mask(self, start: int, length: int) -> Tensor | None:

@@ -75,14 +75,14 @@ def test_chains(name: str, rtl_cache: Path) -> None:
     make, lanes, _ = test_chain.CHAINS[name]
     unit = floating.Streamed(test_chain.ChainBench(make(), lanes))
     programs = {f"chain_{name}": _built(f"chain_{name}", unit, "xcup", rtl_cache)}
-    test_chain.test_sums_are_exact(programs, name, 30, 40)
+    test_chain.test_sums_are_exact(programs.__getitem__, name, 30, 40)
 
 
 def test_a_cell(rtl_cache: Path) -> None:
     lanes, kind, length = test_chain.CELLS["cell_inferred"]
     unit = floating.Streamed(test_chain.CellBench(test_chain.Cell(lanes, kind, length)))
     programs = {"cell_inferred": _built("cell_inferred", unit, "ecp5", rtl_cache)}
-    test_chain.test_cells_pick_and_sum(programs, "cell_inferred")
+    test_chain.test_cells_pick_and_sum(programs.__getitem__, "cell_inferred")
 
 
 def test_a_decode_unit(rtl_cache: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_decode_unit(rtl_cache: Path) -> None:
     unit = DecodeBench(DecodeUnit(*test_decode.SHAPES[shape]))
     programs = {shape: _built("decode", unit, "xcup", rtl_cache)}
     for form in test_decode.BLOCKED:
-        test_decode.test_slices_of_weights(programs, shape, form)
+        test_decode.test_slices_of_weights(programs.__getitem__, shape, form)
 
 
 def test_an_sfu(rtl_cache: Path) -> None:
