@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flightllm.compiler.scheme import QuantOptions, Scheme, group_for
 from flightllm.compiler.shape import MatrixPlan
-from flightllm.compiler.smooth import Smoothing
 from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.config import ModelConfig
 from flightllm.spec.formats import MatrixFormat, Second
@@ -24,7 +22,7 @@ from flightllm.spec.quant import GROUPS, QuantTensor
 
 __all__ = [
     "FALLBACK", "AsIsReport", "Event", "Kept", "keep", "obstacle", "obstacle_of_kind", "plan_of",
-    "powers_of_two", "unwanted",
+    "unwanted",
 ]  # fmt: skip
 
 F32 = NDArray[np.float32]
@@ -49,11 +47,6 @@ class Kept:
     tensor: QuantTensor
     rounded: tuple[str, ...]
     error: float
-
-
-def powers_of_two(smoothing: Smoothing) -> Smoothing:
-    """The smoothing with factors that change no bit of a scale but its exponent."""
-    return replace(smoothing, factor=torch.exp2(smoothing.factor.log2().round()))
 
 
 def obstacle(codes: Codes) -> str | None:

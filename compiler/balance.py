@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flightllm.compiler.fold import FoldedLayer
 from flightllm.compiler.gptq import round_plain
-from flightllm.compiler.rounding import grid_for
+from flightllm.compiler.grid import grid_for
 from flightllm.compiler.scheme import group_for
 from flightllm.models.config import ModelConfig
 

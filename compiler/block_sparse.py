@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flightllm.compiler import calibrate
 from flightllm.compiler.block import Block
+from flightllm.compiler.block_patterns import candidates, refuse_window, text_size, too_little
 from flightllm.compiler.calibrate import Calibration
 from flightllm.compiler.fold import MATRICES, FoldedEnds, FoldedLayer, fold_ends, fold_layer
 from flightllm.compiler.ladder import perplexity
@@ -25,19 +26,10 @@ from flightllm.compiler.mixed import solve_choices
 from flightllm.compiler.quant_report import PassReport
 from flightllm.compiler.scheme import QuantOptions
 from flightllm.models.checkpoint import Checkpoint
-from flightllm.models.config import ModelConfig
-from flightllm.models.patterns import DENSE, Pattern
+from flightllm.models.patterns import Pattern
 from flightllm.models.quantized import QuantLayer, QuantModel
-from flightllm.spec.errors import InputError
-from flightllm.spec.formats import BLOCK
 
-__all__ = [
-    "BlockMasks", "MaskedAttention", "candidates", "choose_masks", "masked_perplexity",
-    "rule_patterns",
-]  # fmt: skip
-
-LONGEST, TOKENS = 1024, 8192
-"""Of the texts that patterns are chosen on: the longest, and tokens of all."""
+__all__ = ["BlockMasks", "MaskedAttention", "choose_masks", "masked_perplexity"]
 
 
 @dataclass(frozen=True)
@@ -63,55 +55,6 @@ class BlockMasks:
         for index, heads in enumerate(self.patterns):
             lines.append(f"  layer {index}: {', '.join(map(str, heads))}")
         return "\n".join(lines) + "\n"
-
-
-def text_size(config: ModelConfig) -> tuple[int, int]:
-    """Texts that patterns are chosen on, and tokens of each."""
-    length = min(LONGEST, config.max_length)
-    return max(4, min(16, TOKENS // length)), length
-
-
-def _too_little(density: float, tokens: int) -> InputError:
-    least = min(pattern.density(tokens) for pattern in candidates(tokens))
-    return InputError(
-        f"density: {density:g} is less than the {least:.3f} that one block a query takes"
-        f" at {tokens} tokens"
-    )
-
-
-def rule_patterns(config: ModelConfig, density: float) -> tuple[tuple[Pattern, ...], ...]:
-    """Patterns by layer and KV head where there is nothing to calibrate: all heads keep the same,
-    the most that the density allows at the length that calibration would have.
-
-    Raises
-    ------
-    InputError : for a density that is too small, or a model with a sliding window.
-    """
-    if density == 1:
-        return ()
-    _refuse_window(config)
-    _, tokens = text_size(config)
-    allowed = [p for p in candidates(tokens) if p.density(tokens) <= density]
-    if not allowed:
-        raise _too_little(density, tokens)
-    best = max(allowed, key=lambda pattern: (pattern.density(tokens), pattern.first == 1))
-    return ((best,) * config.kv_heads,) * config.layers
-
-
-def _refuse_window(config: ModelConfig) -> None:
-    if config.window is not None:
-        raise InputError(
-            f"attention density: {config.name} has a sliding window of {config.window} tokens,"
-            " and block-sparse attention goes without one"
-        )
-
-
-def candidates(tokens: int) -> tuple[Pattern, ...]:
-    """Patterns to choose from, dense among them."""
-    count = -(-tokens // BLOCK)
-    lasts = [last for last in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if last < count]
-    sparse = [Pattern(first, last) for first in (0, 1, 2) for last in lasts if first + last < count]
-    return (*sparse, DENSE)
 
 
 def _lost(q: Tensor, k: Tensor, block: Block, valid: Tensor, choices: Sequence[Pattern]) -> Tensor:
@@ -162,7 +105,7 @@ def choose_masks(checkpoint: Checkpoint, text: Calibration, density: float) -> B
     share = np.array([pattern.density(tokens) for pattern in choices])
     picked = solve_choices(flat, np.tile(share / len(flat), (len(flat), 1)), density + 1e-9)
     if not picked.size:
-        raise _too_little(density, tokens)
+        raise too_little(density, tokens)
     chosen = [choices[i] for i in picked]
     heads = config.kv_heads
     patterns = tuple(
@@ -221,7 +164,7 @@ class MaskedAttention:
         progress: Callable[[str, int, int], None],
     ) -> None:  # fmt: skip
         config = self.config = checkpoint.config
-        _refuse_window(config)
+        refuse_window(config)
         count, length = text_size(config)
         if options.calibrate == "auto":
             text = calibrate.sampled(

@@ -21,8 +21,8 @@ from flightllm.compiler.gptq import (
     round_plain,
     row_errors,
 )
+from flightllm.compiler.grid import Grid
 from flightllm.compiler.prune import EXACT_COLUMNS, Pruning, plain_mask, remove_exactly
-from flightllm.compiler.rounding import Grid
 from flightllm.compiler.streams import Moments
 
 __all__ = [

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from flightllm.models.checkpoint import Checkpoint
-from flightllm.models.config import ModelConfig
 from flightllm.spec.errors import InputError
 
-__all__ = ["MATRICES", "FoldedEnds", "FoldedLayer", "check_supported", "fold_ends", "fold_layer",
-           "pair_order"]  # fmt: skip
+__all__ = ["MATRICES", "FoldedEnds", "FoldedLayer", "fold_ends", "fold_layer", "pair_order"]
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 _READERS = {"attn_norm": ("q", "k", "v"), "mlp_norm": ("gate", "up")}
@@ -66,21 +64,6 @@ class FoldedEnds:
     final_norm: Tensor
     head: Tensor
     head_bias: Tensor | None
-
-
-def check_supported(config: ModelConfig) -> None:
-    """Refuse an activation that the device does not have.
-
-    Raises
-    ------
-    InputError : for a gate with anything but SiLU, or SiLU without a gate.
-    """
-    if config.gated != (config.activation == "silu"):
-        form = "with" if config.gated else "without"
-        raise InputError(
-            f"{config.name}: activation {config.activation!r} {form} a gate is not supported"
-            " (silu with a gate; relu or gelu without)"
-        )
 
 
 def pair_order(heads: int, head_dim: int) -> Tensor:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flightllm.compiler.grid import Grid
 from flightllm.compiler.prune import Pruning, choose_mask
 from flightllm.compiler.rounding import (
     LARGEST_SCALE,
     SMALLEST_SCALE,
-    Grid,
     nearest,
     search_scales,
     spread,

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from flightllm.compiler import calibrate, fisher, mixed, sensitivity, smooth
-from flightllm.compiler.as_is import (
-    FALLBACK,
-    AsIsReport,
-    keep,
-    obstacle,
-    powers_of_two,
-    unwanted,
-)
+from flightllm.compiler.as_is import FALLBACK, AsIsReport, keep, obstacle, unwanted
 from flightllm.compiler.block import linear
 from flightllm.compiler.block_sparse import MaskedAttention
 from flightllm.compiler.compensation import Prepared, corrected_bias, prune_matrix, round_matrix
@@ -25,11 +18,11 @@ from flightllm.compiler.fold import (
     MATRICES,
     FoldedEnds,
     FoldedLayer,
-    check_supported,
     fold_ends,
     fold_layer,
     pair_order,
 )
+from flightllm.compiler.grid import grid_for
 from flightllm.compiler.ladder import FLOAT, Ladder
 from flightllm.compiler.prune import Pruning
 from flightllm.compiler.quant_report import (
@@ -41,9 +34,9 @@ from flightllm.compiler.quant_report import (
     stored_bits,
 )
 from flightllm.compiler.recover import recover
-from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scaling import head_factor, scale_layer
 from flightllm.compiler.scheme import AS_IS, QuantOptions, group_for
+from flightllm.compiler.shape_only import check_supported
 from flightllm.compiler.store import LayerStore, StoredLayers
 from flightllm.compiler.streams import Streams, divergence
 from flightllm.models.checkpoint import Checkpoint
@@ -279,7 +272,7 @@ class _Build:
             if not smooth_k:
                 return made, {}
             smoothing = smooth.smoothing_from_weights(layer, config)
-            smoothing = smoothing if free else powers_of_two(smoothing)
+            smoothing = smoothing if free else smoothing.by_powers_of_two()
             rows = {} if free else smooth.row_factors(smoothing, config.heads)
             return made | {"smooth k": smooth.apply_smoothing(layer, smoothing)}, rows
         x, exact = streams.x[:EASING_SEQUENCES], streams.exact
@@ -302,7 +295,7 @@ class _Build:
             for name, energy in energies.items()
         )
         smoothing = smooth.smoothing_from_heads(q, k, streams.rounded, noise, turn=free)
-        smoothing = smoothing if free else powers_of_two(smoothing)
+        smoothing = smoothing if free else smoothing.by_powers_of_two()
         rows = {} if free else smooth.row_factors(smoothing, config.heads)
         return made | {"smooth k": smooth.apply_smoothing(layer, smoothing)}, rows
 

@@ -28,9 +28,10 @@ from flightllm.compiler import calibrate
 from flightllm.compiler.block import Block, straight
 from flightllm.compiler.calibrate import Calibration
 from flightllm.compiler.fold import MATRICES, FoldedEnds, FoldedLayer, fold_ends, fold_layer
+from flightllm.compiler.grid import Grid, grid_for
 from flightllm.compiler.ladder import perplexity
 from flightllm.compiler.quant_report import PassReport, stored_bits
-from flightllm.compiler.rounding import LARGEST_SCALE, SMALLEST_SCALE, Grid, grid_for, spread
+from flightllm.compiler.rounding import LARGEST_SCALE, SMALLEST_SCALE, spread
 from flightllm.compiler.scheme import QuantOptions
 from flightllm.models.checkpoint import Checkpoint
 from flightllm.models.config import ModelConfig

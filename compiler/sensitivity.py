@@ -17,8 +17,8 @@ from torch import Tensor
 from flightllm.compiler.block import linear
 from flightllm.compiler.fold import FoldedEnds, FoldedLayer
 from flightllm.compiler.gptq import round_plain
+from flightllm.compiler.grid import grid_for
 from flightllm.compiler.prune import Pruning, plain_mask
-from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scheme import group_for
 from flightllm.compiler.streams import Streams, divergence
 from flightllm.models.config import ModelConfig

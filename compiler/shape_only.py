@@ -6,16 +6,16 @@ model has biases there whatever its checkpoint holds.
 
 from __future__ import annotations
 
-from flightllm.compiler.block_sparse import rule_patterns
+from flightllm.compiler.block_patterns import rule_patterns
+from flightllm.compiler.grid import grid_for
 from flightllm.compiler.mixed import mixed_widths_for_shapes
-from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.scheme import QuantOptions, group_for
 from flightllm.compiler.shape import MATRICES, MatrixPlan, ModelShape
 from flightllm.models.config import ModelConfig
 from flightllm.spec.errors import InputError
 from flightllm.spec.formats import MatrixFormat
 
-__all__ = ["shape_only"]
+__all__ = ["check_supported", "shape_only"]
 
 
 def _plan(bits: int, columns: int, group: int, kept: int, private: bool) -> MatrixPlan:
@@ -43,14 +43,31 @@ def _biases(config: ModelConfig) -> frozenset[str]:
     return frozenset(out)
 
 
+def check_supported(config: ModelConfig) -> None:
+    """Refuse an activation that the device does not have.
+
+    Raises
+    ------
+    InputError : for a gate with anything but SiLU, or SiLU without a gate.
+    """
+    if config.gated != (config.activation == "silu"):
+        form = "with" if config.gated else "without"
+        raise InputError(
+            f"{config.name}: activation {config.activation!r} {form} a gate is not supported"
+            " (silu with a gate; relu or gelu without)"
+        )
+
+
 def shape_only(config: ModelConfig, options: QuantOptions) -> ModelShape:
     """What the back end compiles for `config` quantised by `options`.
 
     Raises
     ------
     InputError
-        For "as-is": a shape has no codes of its own. For a density that attention cannot have.
+        For "as-is": a shape has no codes of its own. For a density that attention cannot have, and
+        an activation that the device does not.
     """
+    check_supported(config)
     scheme = options.scheme()
     if scheme is None:
         raise InputError(f"{config.name}: a shape has no codes to take as-is; give --weights")

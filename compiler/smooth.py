@@ -13,7 +13,7 @@ too: a turn that mixes a large channel into a small one spoils the small one's w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from flightllm.compiler.block import Block
 from flightllm.compiler.fold import FoldedLayer
 from flightllm.compiler.gptq import round_plain
-from flightllm.compiler.rounding import grid_for
+from flightllm.compiler.grid import grid_for
 from flightllm.compiler.scheme import group_for
 from flightllm.models.config import ModelConfig
 
@@ -56,6 +56,10 @@ class Smoothing:
         c, s = self.angle.cos() * size, self.angle.sin() * size
         first, second = heads.unbind(-1)
         return torch.stack((first * c - second * s, second * c + first * s), -1)
+
+    def by_powers_of_two(self) -> Smoothing:
+        """The same with factors that change no bit of a scale but its exponent."""
+        return replace(self, factor=torch.exp2(self.factor.log2().round()))
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.config import ModelConfig, tensor_shapes
+from flightllm.models.tensors import from_numpy
 from flightllm.spec.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from flightllm.models.llama2c import Llama2cFile
     from flightllm.models.op_graph import Graph
 
@@ -275,7 +277,7 @@ def _open_llama2c(path: Path) -> Checkpoint:
 
 
 def _tensor_reader(file: Llama2cFile, name: str) -> Callable[[], torch.Tensor]:
-    return lambda: torch.from_numpy(file.read(name))
+    return lambda: from_numpy(file.read(name))
 
 
 def _codes_reader(

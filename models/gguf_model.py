@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flightllm.models import gguf_codes
@@ -23,7 +23,11 @@ from flightllm.models.gguf_file import GgufFile, GgufTensor, open_gguf
 from flightllm.models.gguf_tokenizer import special_ids, tokenizer_files
 from flightllm.models.hf_config import Fields
 from flightllm.models.rope import inverse_frequencies
+from flightllm.models.tensors import from_numpy
 from flightllm.spec.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ARCHITECTURES", "GgufModel", "read_gguf"]
 
@@ -223,7 +227,7 @@ def _readers(
     order = place.order(rows)
 
     def read() -> torch.Tensor:
-        return torch.from_numpy(gguf_codes.float_of(file, place.tensor)[order])
+        return from_numpy(gguf_codes.float_of(file, place.tensor)[order])
 
     def codes() -> Codes:
         return gguf_codes.codes_of(file, place.tensor).rows(order)

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flightllm.models.codes import Codes
@@ -36,7 +35,11 @@ from flightllm.models.graph_weights import Linear, Lookup
 from flightllm.models.hf_config import Fields, read_json
 from flightllm.models.op_graph import Graph
 from flightllm.models.rope import inverse_frequencies
+from flightllm.models.tensors import from_numpy
 from flightllm.spec.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["GraphModel", "read_decoder"]
 
@@ -413,7 +416,7 @@ class _Readers:
                 made = np.ascontiguousarray(read())
             if made.dtype.kind not in "fi":  # bfloat16
                 made = made.astype(np.float32)
-            return torch.from_numpy(made if made.flags.writeable else made.copy())
+            return from_numpy(made if made.flags.writeable else made.copy())
 
         if name in self.wanted:
             self.model.readers[name] = tensor

@@ -11,16 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from flightllm.models.codes import CodeKind, Codes
 from flightllm.models.config import ModelConfig, tensor_shapes
 from flightllm.models.hf_config import config_from_dict, read_json
 from flightllm.models.hf_quantized import PackedMatrix, QuantScheme, packed_matrix, read_scheme
+from flightllm.models.tensors import from_numpy
 from flightllm.models.weight_files import Entry, all_entries
 from flightllm.spec.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["HfFolder", "Stored", "read_folder", "stored_tensors"]
 
@@ -259,7 +261,7 @@ def _codes_reader(stored: Stored, packed: PackedMatrix) -> Callable[[], Codes]:
 
 
 def _float_reader(read: Callable[[], Codes]) -> Callable[[], torch.Tensor]:
-    return lambda: torch.from_numpy(read().weights())
+    return lambda: from_numpy(read().weights())
 
 
 def _reader(stored: Stored, entry: Entry) -> Callable[[], torch.Tensor]:

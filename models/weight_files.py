@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from flightllm.models.hf_config import read_json
 from flightllm.spec.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TYPES", "Entry", "all_entries"]
 
@@ -52,7 +54,7 @@ def _safetensors_entries(path: Path) -> dict[str, Entry]:
 
     entries = {}
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="numpy") as file:  # of the header all say the same
             handle: Any = file
             for name in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
                 view = handle.get_slice(name)
@@ -64,6 +66,8 @@ def _safetensors_entries(path: Path) -> dict[str, Entry]:
 
 
 def _torch_entries(path: Path) -> dict[str, Entry]:
+    import torch
+
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

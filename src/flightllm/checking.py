@@ -99,7 +99,7 @@ def check(model: str | Path, board: Board = "tiny", **options: Any) -> CheckRepo
 
 
 def _model(checkpoint: Checkpoint) -> Finding:
-    from flightllm.compiler.fold import check_supported
+    from flightllm.compiler.shape_only import check_supported
 
     facts = checkpoint.config
     try:

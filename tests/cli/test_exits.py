@@ -37,6 +37,20 @@ def test_version_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
+    "line", ["check demo", "compile llama2-7b --board u280 -o program", "estimate demo --context 8"]
+)
+def test_torch_waits_for_the_first_tensor(line: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; from flightllm.cli import main; main({line.split()}); print('torch' in"
+        " sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("bogus",), 2, "flightllm: no such command 'bogus'\n"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flightllm.compiler.as_is import AsIsReport, keep, obstacle, powers_of_two
+from flightllm.compiler.as_is import AsIsReport, keep, obstacle
 from flightllm.compiler.smooth import Smoothing
 from flightllm.models.codes import Codes
 from flightllm.spec.formats import format_for, pack_matrix, unpack_matrix
@@ -115,7 +115,7 @@ def test_rows_move_and_scale() -> None:
 
 
 def test_smoothing_by_powers_of_two() -> None:
-    smooth = powers_of_two(Smoothing(torch.zeros(1, 3), torch.tensor([[0.3, 1.3, 5.9]])))
+    smooth = Smoothing(torch.zeros(1, 3), torch.tensor([[0.3, 1.3, 5.9]])).by_powers_of_two()
     assert smooth.factor.tolist() == [[0.25, 1.0, 8.0]]
 
 

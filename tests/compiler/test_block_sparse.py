@@ -9,13 +9,12 @@ from driver import Driver
 from random_checkpoint import random_checkpoint, random_config
 
 from flightllm.compiler import block_sparse
+from flightllm.compiler.block_patterns import candidates, rule_patterns
 from flightllm.compiler.block_sparse import (
     BlockMasks,
     MaskedAttention,
-    candidates,
     choose_masks,
     masked_perplexity,
-    rule_patterns,
 )
 from flightllm.compiler.build import build_program
 from flightllm.compiler.calibrate import Calibration

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from flightllm.compiler.clip_kernel import best_scales
-from flightllm.compiler.rounding import grid_for, nearest, search_scales
+from flightllm.compiler.grid import grid_for
+from flightllm.compiler.rounding import nearest, search_scales
 
 torch.set_num_threads(1)
 

@@ -3,8 +3,8 @@
 import torch
 
 from flightllm.compiler.compensation import Prepared, corrected_bias, fit_matrix, target
+from flightllm.compiler.grid import grid_for
 from flightllm.compiler.prune import Pruning
-from flightllm.compiler.rounding import grid_for
 from flightllm.compiler.streams import Moments
 
 torch.set_num_threads(1)

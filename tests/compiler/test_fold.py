@@ -7,7 +7,8 @@ from random_checkpoint import FAMILIES, random_checkpoint
 from flightllm.compiler import fold
 from flightllm.compiler.block import Block, linear
 from flightllm.compiler.calibrate import Calibration
-from flightllm.compiler.fold import check_supported, fold_ends, fold_layer, pair_order
+from flightllm.compiler.fold import fold_ends, fold_layer, pair_order
+from flightllm.compiler.shape_only import check_supported
 from flightllm.compiler.streams import Streams
 from flightllm.models.checkpoint import Checkpoint
 from flightllm.models.reference import FloatModel

@@ -11,8 +11,8 @@ from flightllm.compiler.gptq import (
     round_plain,
     row_errors,
 )
+from flightllm.compiler.grid import Grid, grid_for
 from flightllm.compiler.prune import Pruning, plain_mask
-from flightllm.compiler.rounding import Grid, grid_for
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flightllm.compiler.rounding import grid_for, nearest, search_scales, spread
+from flightllm.compiler.grid import grid_for
+from flightllm.compiler.rounding import nearest, search_scales, spread
 
 torch.set_num_threads(1)
 
