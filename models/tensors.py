@@ -1,5 +1,7 @@
-"""Tensors of arrays. torch, which takes seconds to import, is not needed until one is read: what a
-file's header says is told without it."""
+"""Tensors of arrays, with torch, which takes seconds, imported when the first is read.
+
+What a file's header says is told without it.
+"""
 
 from __future__ import annotations
 
