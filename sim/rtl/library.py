@@ -170,19 +170,29 @@ def _compile(work: Path, wave: bool, optimise: str) -> list[Path]:
     largest_first = sorted((work / "cpp").glob("*.cpp"), key=lambda path: -path.stat().st_size)
     sources = [_HERE / "harness.cpp", *largest_first]
 
+    options = [
+        *_COMPILE, *toolchain.includes(), f"-I{work}", f"-I{work / 'cpp'}", f"-I{_HERE}",
+        *(["-DWAVE"] if wave else []),
+    ]  # fmt: skip
+    header = work / "cpp" / "Vunit__pch.h"  # all that the design's files include
+    compiled = header.with_name(f"{header.name}.gch")
+    compiled.mkdir()
+
+    def level(source: Path) -> str:
+        return "-O0" if source.stem.endswith("__Slow") else optimise  # Slow runs once
+
+    def precompile(level: str) -> None:
+        toolchain.precompile(header, compiled / level, [*options, level])
+
     def one(source: Path) -> Path:
         out = work / f"{source.stem}.o"
-        options = ["-O0" if source.stem.endswith("__Slow") else optimise]  # Slow runs once
-        if wave:
-            options.append("-DWAVE")
         toolchain.call(
-            [toolchain.compiler(), *_COMPILE, *options, *toolchain.includes(), f"-I{work}",
-             f"-I{work / 'cpp'}", f"-I{_HERE}", "-c", source, "-o", out],
-            work,
-        )  # fmt: skip
+            [toolchain.compiler(), *options, level(source), "-c", source, "-o", out], work
+        )
         return out
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(precompile, {level(source) for source in sources}))
         return list(pool.map(one, sources))
 
 

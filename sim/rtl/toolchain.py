@@ -13,8 +13,8 @@ from typing import Any
 from flightllm.spec.errors import FlightError, MissingToolError
 
 __all__ = [
-    "FUNCTION", "VERILATE", "SimulationError", "call", "compiler", "includes", "library",
-    "verilate", "version",
+    "FUNCTION", "VERILATE", "SimulationError", "call", "compiler", "headers", "includes", "library",
+    "precompile", "verilate", "version",
 ]  # fmt: skip
 
 # -Wno-fatal: Yosys's Verilog is not written for Verilator's style checks.
@@ -96,10 +96,8 @@ def library(cache: Path, work: Path, sources: Sequence[str] = _RUNTIME,
     ----------
     cache : where they stay. work : a scratch folder on the same file system.
     """
-    mark = "".join(option.replace("-", "_") for option in options)
-    folder = cache / f"verilated-{version()}{mark}"
+    folder = _kept(cache, options)
     objects = [folder / Path(name).with_suffix(".o") for name in sources]
-    folder.mkdir(parents=True, exist_ok=True)
     for name, path in zip(sources, objects):
         if not path.exists():
             fresh = work / f"{path.name}.new"
@@ -110,3 +108,42 @@ def library(cache: Path, work: Path, sources: Sequence[str] = _RUNTIME,
             )  # fmt: skip
             os.replace(fresh, path)
     return objects
+
+
+def precompile(header: Path, target: Path, options: Sequence[Any]) -> None:
+    """Compile a header for files that include it first and are compiled with the same options.
+
+    Parameters
+    ----------
+    target : `header` with ".gch" behind its name, or a file in a folder of that name. A compiler
+        that does not look there, as Clang, reads the header itself.
+    """
+    command = [compiler(), *options, "-x", "c++-header", header.name, "-o", target]
+    call(command, header.parent)
+
+
+def headers(cache: Path, work: Path, options: Sequence[str]) -> list[str]:
+    """Options by which a program's only file has Verilator's headers before it, compiled once for
+    each set of options: reading them takes longer than most units.
+
+    Parameters
+    ----------
+    cache, work : as for `library`.
+    """
+    folder = _kept(cache, options)
+    header, compiled = folder / "headers.h", folder / "headers.h.gch"
+    if not compiled.exists():
+        fresh = work / header.name
+        fresh.write_text('#include "verilated.h"\n')
+        precompile(fresh, work / compiled.name, [*options, *includes()])
+        os.replace(fresh, header)
+        os.replace(work / compiled.name, compiled)
+    return ["-include", str(header)]
+
+
+def _kept(cache: Path, options: Sequence[str]) -> Path:
+    """The folder in `cache` of what is compiled with `options`, made if needed."""
+    mark = "".join(option.replace("-", "_") for option in options)
+    folder = cache / f"verilated-{version()}{mark}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

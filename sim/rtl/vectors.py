@@ -31,7 +31,7 @@ __all__ = ["SimulationError", "VectorProgram", "build", "pack", "unpack"]
 
 Words = NDArray[np.uint32]
 
-_COMPILE = ("-std=c++17", "-O1", "-w")
+_COMPILE = ("-std=c++17", "-O1", "-w", "-pthread")
 # A module of Yosys's Verilog; a submodule's name starts with its parent's and a full stop.
 _MODULE = re.compile(r"^module \\?([\w.$]+).*?^endmodule$", re.MULTILINE | re.DOTALL)
 _HARNESS = Path(__file__).with_name("vectors.cpp")
@@ -175,12 +175,13 @@ def _build_missing(
     text = verilog._convert_rtlil_text("\n".join(missing.values()))
     modules = {match[1]: match[0] for match in _MODULE.finditer(text)}
     library = toolchain.library(cache, work)
+    headers = toolchain.headers(cache, work, _COMPILE)
     for name in missing:
         folder = work / name
         folder.mkdir()
         own = [text for key, text in modules.items() if key.split(".")[0] == name]
         (folder / f"{name}.v").write_text("\n".join(own))
-        _build_one(name, folder, library)
+        _build_one(name, folder, library, headers)
         final = programs[name].path.parent
         if not final.exists():
             try:
@@ -190,16 +191,16 @@ def _build_missing(
                     raise
 
 
-def _build_one(name: str, folder: Path, library: list[Path]) -> None:
+def _build_one(name: str, folder: Path, library: list[Path], headers: list[str]) -> None:
     toolchain.verilate(
         ["--top-module", name, "--prefix", "Vunit", "--Mdir", folder, folder / f"{name}.v"], folder
     )
-    # One translation unit: most of the time goes into reading Verilator's headers.
+    # One file, for which the compiler starts once.
     parts = [*sorted(folder.glob("*.cpp")), _HARNESS]
     (folder / "all.cc").write_text("".join(f'#include "{part}"\n' for part in parts))
     toolchain.call(
-        [toolchain.compiler(), *_COMPILE, *toolchain.includes(), f"-I{folder}", "all.cc", *library,
-         "-pthread", "-o", "program"],
+        [toolchain.compiler(), *_COMPILE, *headers, *toolchain.includes(), f"-I{folder}", "all.cc",
+         *library, "-o", "program"],
         folder,
     )  # fmt: skip
     for path in folder.iterdir():

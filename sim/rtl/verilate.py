@@ -48,12 +48,14 @@ def verilate(rtlil: str, top: str, harness: Path, cache: Path, defines: Sequence
             ["--top-module", top, "--prefix", "Vunit", "--Mdir", folder, source], folder
         )
         runtime = toolchain.library(cache, Path(scratch))
+        options = ("-std=c++17", optimise, "-w", "-pthread")
+        headers = toolchain.headers(cache, Path(scratch), options)
         sources = [*sorted(folder.glob("*.cpp")), harness]
         (folder / "all.cc").write_text("".join(f'#include "{path}"\n' for path in sources))
         flags = [f"-D{define}" for define in defines]
         toolchain.call(
-            [toolchain.compiler(), "-std=c++17", optimise, "-w", *flags, *toolchain.includes(),
-             f"-I{folder}", "all.cc", *runtime, "-pthread", "-o", "program"],
+            [toolchain.compiler(), *options, *headers, *flags, *toolchain.includes(),
+             f"-I{folder}", "all.cc", *runtime, "-o", "program"],
             folder,
         )  # fmt: skip
         keep = Path(scratch) / "keep"

