@@ -20,6 +20,7 @@ def text_size(config: ModelConfig) -> tuple[int, int]:
 
 
 def too_little(density: float, tokens: int) -> InputError:
+    """What to say of a density that no pattern has at `tokens` tokens."""
     least = min(pattern.density(tokens) for pattern in candidates(tokens))
     return InputError(
         f"density: {density:g} is less than the {least:.3f} that one block a query takes"
@@ -47,6 +48,7 @@ def rule_patterns(config: ModelConfig, density: float) -> tuple[tuple[Pattern, .
 
 
 def refuse_window(config: ModelConfig) -> None:
+    """Raises InputError for a model with a sliding window."""
     if config.window is not None:
         raise InputError(
             f"attention density: {config.name} has a sliding window of {config.window} tokens,"

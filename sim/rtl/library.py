@@ -181,8 +181,8 @@ def _compile(work: Path, wave: bool, optimise: str) -> list[Path]:
     def level(source: Path) -> str:
         return "-O0" if source.stem.endswith("__Slow") else optimise  # Slow runs once
 
-    def precompile(level: str) -> None:
-        toolchain.precompile(header, compiled / level, [*options, level])
+    def precompile(optimised: str) -> None:
+        toolchain.precompile(header, compiled / optimised, [*options, optimised])
 
     def one(source: Path) -> Path:
         out = work / f"{source.stem}.o"

@@ -17,7 +17,7 @@ from verilog_lint import lint, lint_in_parts  # noqa: E402
 
 from flightllm.api import write_verilog  # noqa: E402
 from flightllm.cli import main  # noqa: E402
-from flightllm.hw.verilog import FILE_LIST, TOP  # noqa: E402
+from flightllm.hw.verilog import FILE_LIST, TOP, VENDOR_CELLS  # noqa: E402
 from flightllm.sim.rtl import toolchain  # noqa: E402
 from flightllm.spec.config import load_config  # noqa: E402
 from flightllm.spec.errors import InputError  # noqa: E402
@@ -27,7 +27,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 
 def cells(folder: Path) -> list[str]:
     """Declarations of a vendor's multipliers, where there are any."""
-    return [path.name for path in folder.glob("vendor_cells.v")]
+    return [path.name for path in folder.glob(VENDOR_CELLS.name)]
 
 
 def lint_whole(folder: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_file_for_each_unit_and_no_lint(written: Path) -> None:
 @pytest.mark.slow
 def test_no_lint_with_multipliers_of_a_vendor(tmp_path: Path) -> None:
     write_verilog(small_board(dsp_kind="dsp48e2"), tmp_path / "rtl")
-    assert "vendor_cells.v" not in (tmp_path / "rtl" / "flightllm.f").read_text()
+    assert VENDOR_CELLS.name not in (tmp_path / "rtl" / "flightllm.f").read_text()
     lint_whole(tmp_path / "rtl")
 
 

@@ -8,7 +8,8 @@ from flightllm.compiler import fold
 from flightllm.compiler.block import Block, linear
 from flightllm.compiler.calibrate import Calibration
 from flightllm.compiler.fold import fold_ends, fold_layer, pair_order
-from flightllm.compiler.shape_only import check_supported
+from flightllm.compiler.scheme import QuantOptions
+from flightllm.compiler.shape_only import check_supported, shape_only
 from flightllm.compiler.streams import Streams
 from flightllm.models.checkpoint import Checkpoint
 from flightllm.models.reference import FloatModel
@@ -76,8 +77,11 @@ def test_not_finite() -> None:
 
 
 def test_unsupported_activation() -> None:
+    config = random_checkpoint("llama", activation="relu").config
     with pytest.raises(InputError, match="'relu' with a gate"):
-        check_supported(random_checkpoint("llama", activation="relu").config)
+        check_supported(config)
+    with pytest.raises(InputError, match="'relu' with a gate"):  # a shape without weights too
+        shape_only(config, QuantOptions())
 
 
 def test_quantised_block_is_close() -> None:

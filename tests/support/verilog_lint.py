@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from flightllm.hw.memory.ram import MODULE
 from flightllm.hw.verilog import WAIVERS
 from flightllm.sim.rtl import toolchain
 
@@ -45,7 +46,7 @@ def lint_in_parts(folder: Path, cells: Sequence[str | Path], *options: str) -> i
             others = [text for name, text in shells.items() if name != unit]
             quiet = "/* verilator lint_off UNDRIVEN */"  # its contents are not here
             (folder / SHELLS).write_text("\n".join([quiet, *others, ""]))
-            lint(folder, unit, [*cells, SHELLS, f"{unit}.v", "flightllm_ram.v"], *options)
+            lint(folder, unit, [*cells, SHELLS, f"{unit}.v", f"{MODULE}.v"], *options)
     finally:
         (folder / SHELLS).unlink(missing_ok=True)
     return len(shells)
